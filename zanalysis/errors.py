@@ -1,0 +1,59 @@
+"""The errors a user meets: each says what was wrong, what was expected and what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "InputError",
+    "NotBuiltYetError",
+    "RunFileError",
+    "ZAnalysisError",
+    "did_you_mean",
+]
+
+
+class ZAnalysisError(Exception):
+    """Any error that zanalysis raises on purpose."""
+
+
+class InputError(ZAnalysisError, ValueError):
+    """An argument is not of the kind, shape or range that was expected."""
+
+
+class RunFileError(ZAnalysisError, OSError):
+    """A run file is missing, foreign, damaged, in use or cannot be written."""
+
+
+class NotBuiltYetError(ZAnalysisError):
+    """A name of the public contract that this version does not carry out yet."""
+
+    def __init__(self, name: str) -> None:
+        """Say which name is meant.
+
+        Args:
+            name: the public name, as the user wrote it.
+        """
+        super().__init__(
+            f"{name} belongs to the public interface, but this version of zanalysis does not "
+            "carry it out yet; see CHANGELOG.md for what it has."
+        )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name what a user may have meant, and everything there is.
+
+    Args:
+        name: the word that was not recognized.
+        known: the words that would have been.
+
+    Returns:
+        A clause to append to an error: the nearest word, if any, then all of them (at most 20).
+
+    Example:
+        >>> did_you_mean("rnak", ["rank", "support"])
+        "did you mean 'rank'? Known: rank, support."
+    """
+    words = list(known)
+    near = get_close_matches(name, words, n=1)
+    listed = ", ".join(words[:20]) + (f", and {len(words) - 20} more" if len(words) > 20 else "")
+    return (f"did you mean '{near[0]}'? " if near else "") + f"Known: {listed}."
