@@ -1,0 +1,564 @@
+"""What the singular values of a weight, or of its distance from a reference, say.
+
+Every function takes W as `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]` (see `matrices`) in
+any floating dtype, and returns float64 of the batch shape on W's device, integers too, so that an
+undefined number can be NaN. `status` says why one is.
+
+Where a reference is given, everything is of the residual `W − W_ref`.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zanalysis.analyzers.matrices import (
+    Reference,
+    Residual,
+    View,
+    checked_parameter,
+    identity_scale_of,
+)
+from zanalysis.analyzers.statuses import CODES, STATUSES
+from zanalysis.errors import InputError, did_you_mean
+
+__all__ = [
+    "Support",
+    "Tolerance",
+    "checked_tolerance",
+    "condition_number",
+    "effective_rank",
+    "frobenius_norm",
+    "identity_scale",
+    "nuclear_norm",
+    "rank",
+    "rank_margin",
+    "singular_values",
+    "spectral_norm",
+    "stable_rank",
+    "status",
+    "status_codes",
+    "support",
+    "threshold",
+]
+
+Tolerance = Literal["default", "numpy", "rounding"] | float
+
+RULES = ("default", "numpy", "rounding")
+
+
+class Support(NamedTuple):
+    """How many rows and columns are not exactly zero: an upper bound of the rank without tolerance.
+
+    Attributes:
+        rows: float64, batch shape.
+        columns: float64, batch shape.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+
+def checked_tolerance(tolerance: Any) -> Tolerance:
+    """Return the tolerance if it is a rule's name or an absolute number.
+
+    Args:
+        tolerance: ``"default"``, ``"numpy"``, ``"rounding"`` or a finite number, zero or more.
+
+    Returns:
+        The rule, or the number as a float.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    if isinstance(tolerance, str):
+        if tolerance not in RULES:
+            raise InputError(
+                f"unknown tolerance {tolerance!r}; {did_you_mean(tolerance, RULES)} "
+                "Or pass a number, which is absolute."
+            )
+        return tolerance  # type: ignore[return-value]
+    try:
+        value = float(tolerance)
+    except (TypeError, ValueError):
+        value = math.nan
+    if isinstance(tolerance, bool) or not math.isfinite(value) or value < 0:
+        raise InputError(f"got tolerance {tolerance!r}, expected {', '.join(RULES)} or a finite number ≥ 0.")
+    return value
+
+
+def _numpy_threshold(residual: Residual) -> Tensor:
+    return residual.scale * (max(residual.shape) * residual.eps)
+
+
+def _rounding_threshold(residual: Residual) -> Tensor:
+    def reach(matrices: Tensor) -> Tensor:
+        if 0 in matrices.shape:
+            return torch.full(matrices.shape[:-2], torch.nan, dtype=torch.float64, device=matrices.device)
+        rows = torch.linalg.vector_norm(matrices, dim=-1).amax(-1)
+        columns = torch.linalg.vector_norm(matrices, dim=-2).amax(-1)
+        return rows + columns
+
+    unit: float = residual.eps / 2 / math.sqrt(3)
+    norms = reach(residual.weight)
+    if residual.reference is not None:
+        norms = torch.maximum(norms, reach(residual.reference))
+    return norms * (2 * unit)
+
+
+def threshold(residual: Residual, tolerance: Tolerance = "default") -> Tensor:
+    """Return τ, above which a singular value counts.
+
+    - ``"numpy"``: `max(m, n) · eps · σ₁`, numpy's `matrix_rank`, with the eps of the dtype the weights
+      were stored in, and σ₁ the larger of the weight's and the reference's.
+    - ``"rounding"``: `2 · (u/√3) · (max row norm + max column norm)`, `u = eps/2`: twice the norm that
+      independent rounding errors, uniform within ±u|w|, are expected to have (Bandeira & van Handel,
+      Ann. Probab. 44 (2016), on random matrices with a variance profile).
+    - ``"default"``: numpy's for float32 and float64, rounding for the 16-bit types, where numpy's
+      exceeds σ₁ itself from 128 rows (bfloat16) or 1,024 (float16) on.
+    - a number: absolute.
+
+    Args:
+        residual: the matrices.
+        tolerance: one of the rules above.
+
+    Returns:
+        τ, float64 of the batch shape, NaN where the residual is undefined.
+    """
+    if not isinstance(tolerance, str):
+        value = torch.full(
+            residual.batch_shape, tolerance, dtype=torch.float64, device=residual.matrices.device
+        )
+    elif residual.empty:
+        value = torch.full(
+            residual.batch_shape, torch.nan, dtype=torch.float64, device=residual.matrices.device
+        )
+    elif tolerance == "rounding" or (tolerance == "default" and residual.stored.itemsize < 4):
+        value = _rounding_threshold(residual)
+    else:
+        value = _numpy_threshold(residual)
+    return torch.where(residual.defined, value, torch.nan)
+
+
+def status_codes(residual: Residual, tau: Tensor | None = None) -> Tensor:
+    """Return, for each matrix, the code of the word that says how its numbers are to be read.
+
+    Args:
+        residual: the matrices.
+        tau: the threshold, where one is in force.
+
+    Returns:
+        uint8 codes into `STATUSES`, of the batch shape.
+    """
+
+    def code(word: str) -> Tensor:
+        return torch.tensor(CODES[word], dtype=torch.uint8, device=residual.matrices.device)
+
+    if residual.empty:
+        return code("empty").expand(residual.batch_shape)
+    result = code("ok").expand(residual.batch_shape)
+    if tau is not None:
+        result = torch.where(residual.largest <= tau, code("below_noise"), result)
+    result = torch.where(residual.zero, code("zero"), result)
+    if residual.identity_scale is not None:
+        result = torch.where(residual.identity_scale.isnan(), code("no_common_diagonal"), result)
+    return torch.where(residual.finite, result, code("nonfinite"))
+
+
+def rank_of(residual: Residual, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor]:
+    """Count the singular values above τ.
+
+    Args:
+        residual: the matrices.
+        tolerance: the rule for τ.
+
+    Returns:
+        The rank, τ and the status codes. The rank is NaN where it is undefined, and where numpy's
+        rule puts τ at or above σ₁ for any matrix of this shape and dtype, so that it decides nothing.
+    """
+    tau = threshold(residual, tolerance)
+    codes = status_codes(residual, tau)
+    count = (residual.singular_values > tau[..., None]).sum(-1).double()
+    value = torch.where(residual.defined, count, torch.nan)
+    if tolerance == "numpy" and not residual.empty and max(residual.shape) * residual.eps >= 1:
+        value = torch.where(codes == CODES["below_noise"], torch.nan, value)
+    return value, tau, codes
+
+
+def rank_margin_of(residual: Residual, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor]:
+    """Measure the distance of the nearest singular value from τ.
+
+    Args:
+        residual: the matrices.
+        tolerance: the rule for τ.
+
+    Returns:
+        `min_i |σ_i − τ|`, τ and the status codes.
+    """
+    tau = threshold(residual, tolerance)
+    codes = status_codes(residual, tau)
+    if residual.empty:
+        return tau, tau, codes
+    return (residual.singular_values - tau[..., None]).abs().amin(-1), tau, codes
+
+
+def _nan_where_zero(residual: Residual, value: Tensor) -> Tensor:
+    return torch.where(residual.zero, torch.nan, value)
+
+
+def _empty(residual: Residual) -> Tensor:
+    return torch.full(residual.batch_shape, torch.nan, dtype=torch.float64, device=residual.matrices.device)
+
+
+def stable_rank_of(residual: Residual) -> Tensor:
+    """Return ‖A‖_F² / σ₁², NaN for a zero matrix."""
+    if residual.empty:
+        return _empty(residual)
+    # Dividing by σ₁ first: the squares of float64 numbers over- and underflow.
+    scaled = residual.matrices / torch.where(residual.largest > 0, residual.largest, 1.0)[..., None, None]
+    return _nan_where_zero(residual, torch.where(residual.defined, scaled.square().sum((-2, -1)), torch.nan))
+
+
+def effective_rank_of(residual: Residual) -> Tensor:
+    """Return exp of the entropy of σ / Σσ, NaN for a zero matrix."""
+    values = residual.singular_values
+    share = values / values.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1).exp() if not residual.empty else _empty(residual)
+
+
+def spectral_norm_of(residual: Residual) -> Tensor:
+    """Return σ₁."""
+    return residual.largest if not residual.empty else _empty(residual)
+
+
+def frobenius_norm_of(residual: Residual) -> Tensor:
+    """Return the root of the sum of squares."""
+    if residual.empty:
+        return _empty(residual)
+    unit = torch.where(residual.defined, residual.matrices.abs().amax((-2, -1)), 1.0)
+    unit = torch.where(unit > 0, unit, 1.0)
+    norm = torch.linalg.vector_norm(residual.matrices / unit[..., None, None], dim=(-2, -1)) * unit
+    return torch.where(residual.defined, norm, torch.nan)
+
+
+def nuclear_norm_of(residual: Residual) -> Tensor:
+    """Return the sum of the singular values."""
+    return residual.singular_values.sum(-1) if not residual.empty else _empty(residual)
+
+
+def condition_number_of(residual: Residual) -> tuple[Tensor, Tensor]:
+    """Return σ₁ / σ_min and the status codes; NaN and `below_noise` where σ_min is not above τ."""
+    codes = status_codes(residual)
+    if residual.empty:
+        return _empty(residual), codes
+    smallest = residual.singular_values[..., -1]
+    unknown = smallest <= threshold(residual)
+    value = _nan_where_zero(residual, torch.where(unknown, torch.nan, residual.largest / smallest))
+    noise = torch.tensor(CODES["below_noise"], dtype=torch.uint8, device=codes.device)
+    return value, torch.where(unknown & (codes == CODES["ok"]), noise, codes)
+
+
+def support_of(residual: Residual) -> Support:
+    """Count the rows and the columns that are not exactly zero."""
+    rows, columns = residual.nonzero
+    return Support(
+        *(torch.where(residual.defined, axis.sum(-1).double(), torch.nan) for axis in (rows, columns))
+    )
+
+
+def singular_values(W: Any, *, reference: Reference = None, view: View = "out") -> Tensor:
+    """Return the singular values of W, or of its distance from a reference.
+
+    Computed in float64 by LAPACK (`torch.linalg.svdvals`), after dropping rows and columns that
+    are exactly zero, which only add zeros.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        reference: None, ``"identity"`` (α·I*, see `identity_scale`) or a tensor of W's shape.
+        view: how a kernel becomes a matrix: ``"out"``, ``"in"``, ``"taps"`` or a callable.
+
+    Returns:
+        float64 `[..., min(m, n)]`, descending, in the unit of W; NaN where W is not finite.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> singular_values(torch.diag(torch.tensor([3.0, 4.0])))
+        tensor([4., 3.], dtype=torch.float64)
+    """
+    return Residual.of(W, reference, view).singular_values
+
+
+def rank(
+    W: Any, *, tolerance: Tolerance = "default", reference: Reference = None, view: View = "out"
+) -> Tensor:
+    """Count the singular values above a tolerance.
+
+    The tolerance, not the arithmetic, decides what a rank means: see `threshold` for the rules and
+    their sources. The default is numpy's with the eps of the dtype W is *stored* in, and the noise
+    that rounding leaves for 16-bit dtypes. With a reference, τ grows with the larger of the two
+    norms, whose rounding errors the difference carries.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        tolerance: ``"default"``, ``"numpy"``, ``"rounding"`` or an absolute number.
+        reference: None, ``"identity"`` (α·I*, see `identity_scale`) or a tensor of W's shape.
+        view: how a kernel becomes a matrix: ``"out"``, ``"in"``, ``"taps"`` or a callable.
+
+    Returns:
+        float64 of the batch shape, whole numbers; 0 for a zero matrix; NaN where W is empty or not
+        finite, where ``"identity"`` finds no common diagonal, and where numpy's rule puts τ above
+        every singular value a matrix of this shape and dtype can have.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> rank(torch.ones(4, 3))
+        tensor(1., dtype=torch.float64)
+    """
+    return rank_of(Residual.of(W, reference, view), checked_tolerance(tolerance))[0]
+
+
+def rank_margin(
+    W: Any, *, tolerance: Tolerance = "default", reference: Reference = None, view: View = "out"
+) -> Tensor:
+    """Measure how far the nearest singular value lies from the tolerance of `rank`.
+
+    `min_i |σ_i − τ|`: a rank whose margin is small against τ would be another with a slightly
+    different tolerance.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        tolerance: as in `rank`.
+        reference: as in `rank`.
+        view: as in `rank`.
+
+    Returns:
+        float64 of the batch shape, in the unit of W; NaN where the rank is undefined.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> rank_margin(torch.diag(torch.tensor([4.0, 1.0])), tolerance=1.5)
+        tensor(0.5000, dtype=torch.float64)
+    """
+    return rank_margin_of(Residual.of(W, reference, view), checked_tolerance(tolerance))[0]
+
+
+def stable_rank(W: Any, *, reference: Reference = None, view: View = "out") -> Tensor:
+    """Return the stable rank ‖W‖_F² / σ₁² (Rudelson & Vershynin, J. ACM 54 (2007)).
+
+    A soft rank that small singular values do not move; between 1 and the rank. Its error is at
+    most 1e-4 relative.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        reference: None, ``"identity"`` (α·I*, see `identity_scale`) or a tensor of W's shape.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        float64 of the batch shape; NaN for a matrix that is zero, empty or not finite.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> stable_rank(torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0])))
+        tensor(1.3750, dtype=torch.float64)
+    """
+    return stable_rank_of(Residual.of(W, reference, view))
+
+
+def effective_rank(W: Any, *, reference: Reference = None, view: View = "out") -> Tensor:
+    """Return the effective rank exp(H(p)), p = σ / Σσ (Roy & Vetterli, EUSIPCO 2007).
+
+    H is Shannon's entropy in nats, with 0 ln 0 = 0. Beware of the variant with p ∝ σ², which is
+    another number.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        reference: None, ``"identity"`` (α·I*) or a tensor of W's shape.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        float64 of the batch shape, from 1 to the rank; NaN for a matrix that is zero, empty or not
+        finite.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> round(float(effective_rank(torch.diag(torch.tensor([4.0, 2.0, 1.0, 1.0])))), 6)
+        3.363586
+    """
+    return effective_rank_of(Residual.of(W, reference, view))
+
+
+def spectral_norm(W: Any, *, reference: Reference = None, view: View = "out") -> Tensor:
+    """Return the largest singular value.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        reference: None, ``"identity"`` (α·I*) or a tensor of W's shape.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        float64 of the batch shape, in the unit of W; NaN where empty or not finite.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> spectral_norm(torch.eye(3) * 2)
+        tensor(2., dtype=torch.float64)
+    """
+    return spectral_norm_of(Residual.of(W, reference, view))
+
+
+def frobenius_norm(W: Any, *, reference: Reference = None, view: View = "out") -> Tensor:
+    """Return the root of the sum of the squared entries.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        reference: None, ``"identity"`` (α·I*) or a tensor of W's shape.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        float64 of the batch shape, in the unit of W; NaN where empty or not finite.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> frobenius_norm(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        tensor(5., dtype=torch.float64)
+    """
+    return frobenius_norm_of(Residual.of(W, reference, view))
+
+
+def nuclear_norm(W: Any, *, reference: Reference = None, view: View = "out") -> Tensor:
+    """Return the sum of the singular values.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        reference: None, ``"identity"`` (α·I*) or a tensor of W's shape.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        float64 of the batch shape, in the unit of W; NaN where empty or not finite.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> nuclear_norm(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        tensor(7., dtype=torch.float64)
+    """
+    return nuclear_norm_of(Residual.of(W, reference, view))
+
+
+def condition_number(W: Any, *, reference: Reference = None, view: View = "out") -> Tensor:
+    """Return σ₁ / σ_min over all min(m, n) singular values.
+
+    Where σ_min is not above the default tolerance of `rank`, its digits are rounding noise, and so
+    would the quotient be: the answer is then NaN.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        reference: None, ``"identity"`` (α·I*) or a tensor of W's shape.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        float64 of the batch shape, 1 or more; NaN where σ_min is noise, and where W is zero, empty
+        or not finite.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> condition_number(torch.tensor([[3.0, 0.0], [0.0, 6.0]]))
+        tensor(2., dtype=torch.float64)
+    """
+    return condition_number_of(Residual.of(W, reference, view))[0]
+
+
+def support(W: Any, *, reference: Reference = None, view: View = "out") -> Support:
+    """Count the rows and the columns that are not exactly zero.
+
+    Their smaller number bounds the rank exactly, with no tolerance at all: under partial-identity
+    initialization the gradient is exactly zero outside a block, so the support of `W − α·I*` proves
+    what a floating rank can only suggest (Zhao, Schäfer & Anandkumar 2022, Theorem 1 (ii)).
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        reference: None, ``"identity"`` (α·I*, see `identity_scale`) or a tensor of W's shape.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        `Support(rows, columns)`, each float64 of the batch shape; NaN where empty or not finite.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> support(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+        Support(rows=tensor(1., dtype=torch.float64), columns=tensor(2., dtype=torch.float64))
+    """
+    return support_of(Residual.of(W, reference, view))
+
+
+def identity_scale(W: Any) -> Tensor:
+    """Return α, the multiple of the partial identity that W still carries where it learned nothing.
+
+    The common value of W_ii over the indices whose row and column are otherwise exactly zero. Weight
+    decay shrinks them all by the same factor, so `W − α·I*` has the exact support of what was learned.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]` with an odd number of taps.
+
+    Returns:
+        float64 of the batch shape: α; 1 where there is no such index; NaN where the values differ
+        (status ``no_common_diagonal``).
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or its kernel is even.
+
+    Example:
+        >>> identity_scale(torch.tensor([[5.0, 1.0, 0.0], [2.0, 7.0, 0.0], [0.0, 0.0, 0.5]]))
+        tensor(0.5000, dtype=torch.float64)
+    """
+    return identity_scale_of(checked_parameter(W))
+
+
+def status(
+    W: Any, *, tolerance: Tolerance = "default", reference: Reference = None, view: View = "out"
+) -> Any:
+    """Say in a word how the spectral numbers of W are to be read.
+
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
+        tolerance: the rule that ``below_noise`` refers to.
+        reference: None, ``"identity"`` (α·I*) or a tensor of W's shape.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        ``"ok"``, ``"zero"``, ``"empty"``, ``"nonfinite"``, ``"below_noise"`` (σ₁ is not above τ) or
+        ``"no_common_diagonal"``; for a batch, nested lists of them.
+
+    Raises:
+        InputError: if W is not a floating tensor of two or more dimensions, or an option is unknown.
+
+    Example:
+        >>> status(torch.zeros(2, 3))
+        'zero'
+    """
+    residual = Residual.of(W, reference, view)
+
+    def words(codes: Any) -> Any:
+        return [words(code) for code in codes] if isinstance(codes, list) else STATUSES[codes]
+
+    return words(status_codes(residual, threshold(residual, checked_tolerance(tolerance))).tolist())
