@@ -228,7 +228,7 @@ def _scale(W: Tensor) -> Measurement:
 
 
 def _by_user(residual: Residual, metric: UserMetric) -> Tensor:
-    """Call a user's function with each matrix, in the dtype that the weights are stored in."""
+    # In the stored dtype: a function with a tolerance of its own takes its eps from there.
     matrices = residual.matrices.to(residual.stored)
     shape = residual.batch_shape
     values = [float(metric(matrix)) for matrix in matrices.reshape(-1, *residual.shape)]

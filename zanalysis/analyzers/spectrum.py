@@ -89,7 +89,7 @@ def checked_tolerance(tolerance: Any) -> Tolerance:
 
 
 def _numpy_threshold(residual: Residual) -> Tensor:
-    return residual.scale * (max(residual.shape) * residual.eps)
+    return torch.mul(residual.scale, max(residual.shape) * residual.eps)
 
 
 def _rounding_threshold(residual: Residual) -> Tensor:
@@ -260,7 +260,7 @@ def condition_number_of(residual: Residual) -> tuple[Tensor, Tensor]:
 
 
 def support_of(residual: Residual) -> Support:
-    """Count the rows and the columns that are not exactly zero."""
+    """Return how many rows and columns are not exactly zero."""
     rows, columns = residual.nonzero
     return Support(
         *(torch.where(residual.defined, axis.sum(-1).double(), torch.nan) for axis in (rows, columns))
