@@ -1,0 +1,202 @@
+"""Which parameters of a model are recorded, and under which names."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from inspect import Parameter, signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from zanalysis.analyzers.matrices import View, matricize
+from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
+
+__all__ = ["Layer", "Selection", "layer_name", "select_layers"]
+
+Pattern = str | re.Pattern[str] | Callable[..., bool]
+Selection = Pattern | Sequence[Pattern] | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One recorded parameter.
+
+    Attributes:
+        name: its qualified name less a final ``.weight`` and the prefixes that wrappers add.
+        owner: the module it belongs to.
+        attribute: its name there.
+        matrices: the names of its matrices: its own, or `name[i]` where it holds several.
+        shape: its shape.
+        dtype: the dtype it is stored in.
+    """
+
+    name: str
+    owner: nn.Module
+    attribute: str
+    matrices: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        """Return the weight that counts, as it is now: detached, a Conv1d kernel as `[out, in, taps, 1]`."""
+        return _as_parameter(_effective(self.owner, self.attribute), self.owner)
+
+
+def layer_name(qualified: str) -> str:
+    """Return the name of a layer, the same live and offline.
+
+    Args:
+        qualified: a parameter's name as `named_parameters` or a state dict gives it.
+
+    Returns:
+        The name less ``module.`` at the front, ``_orig_mod.`` anywhere, and a final ``.weight``.
+
+    Example:
+        >>> layer_name("module._orig_mod.encoder.fc.weight")
+        'encoder.fc'
+    """
+    parts = [part for part in qualified.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    if len(parts) > 1 and parts[-1] == "weight":
+        parts = parts[:-1]
+    return ".".join(parts)
+
+
+def select_layers(model: nn.Module, selection: Selection = None, view: View = "out") -> list[Layer]:
+    """Choose the parameters to record.
+
+    Candidates are the floating parameters with two or more dimensions whose matrix, in the given
+    view, has at least two rows and two columns; tied ones once.
+
+    Args:
+        model: the model.
+        selection: None for all; else names, globs, compiled regular expressions, predicates
+            `name -> bool` or `(name, parameter) -> bool`, or several of these.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        The layers, in the order of the model.
+
+    Raises:
+        InputError: if the model is no module, has no such parameter or an uninitialized one, or
+            nothing matches.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"got {type(model).__name__} as the model, expected a torch.nn.Module.")
+    candidates = list(_candidates(model, view))
+    if not candidates:
+        raise InputError(
+            f"{type(model).__name__} has no weight to follow: no floating parameter with at least two "
+            "rows and two columns; pass the model that holds the layers."
+        )
+    if selection is None:
+        return candidates
+    patterns = [selection] if isinstance(selection, str | re.Pattern) or callable(selection) else list(selection)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matching = {layer.name for layer in candidates if _matches(pattern, layer)}
+        if not matching:
+            shown = pattern if isinstance(pattern, str) else getattr(pattern, "pattern", "the predicate")
+            names = [layer.name for layer in candidates]
+            raise InputError(f"no layer matches {shown!r}; {did_you_mean(str(shown), names)}")
+        chosen |= matching
+    if not chosen:
+        raise InputError("layers is empty; pass None for every layer, or some names.")
+    return [layer for layer in candidates if layer.name in chosen]
+
+
+def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
+    seen: set[int] = set()
+    taken: set[str] = set()
+    for prefix, module in model.named_modules():
+        if isinstance(module, ParametrizationList) or ".parametrizations." in f".{prefix}.":
+            continue
+        for attribute, parameter, identity in _parameters(module):
+            qualified = f"{prefix}.{attribute}" if prefix else attribute
+            _check_parameter(qualified, parameter)
+            if identity in seen or parameter.ndim < 2 or not parameter.dtype.is_floating_point:
+                continue
+            seen.add(identity)
+            # Only the shapes matter here; a meta tensor costs nothing.
+            matrices = matricize(_as_parameter(parameter.to("meta"), module), view)
+            if min(matrices.shape[-2:]) < 2 or matrices.shape[:-2].numel() == 0:
+                continue
+            name = layer_name(qualified)
+            name = qualified if name in taken else name
+            taken.add(name)
+            count = matrices.shape[:-2].numel()
+            names = (name,) if matrices.ndim == 2 else tuple(f"{name}[{i}]" for i in range(count))
+            yield Layer(name, module, attribute, names, tuple(parameter.shape), parameter.dtype)
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield a module's own parameters with what identifies them, a parametrized one as it acts."""
+    for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        yield attribute, parameter.detach(), id(parameter)
+    if is_parametrized(module):
+        for attribute, parametrization in module.parametrizations.items():  # type: ignore[union-attr, operator]
+            yield attribute, _effective(module, attribute), id(parametrization)
+
+
+def _check_parameter(name: str, parameter: Tensor) -> None:
+    if isinstance(parameter, UninitializedTensorMixin):
+        raise InputError(f"{name} is lazy and has no shape yet; run one forward pass before attaching.")
+    if parameter.is_meta:
+        raise InputError(f"{name} is on the meta device and holds no numbers; load the weights before attaching.")
+    if type(parameter).__name__ == "DTensor":
+        raise NotBuiltYetError(f"recording a sharded parameter ({name} is a DTensor)")
+
+
+def _as_parameter(parameter: Tensor, owner: nn.Module) -> Tensor:
+    # Three dimensions are a batch of matrices, unless they are a kernel.
+    return parameter.unsqueeze(-1) if parameter.ndim == 3 and isinstance(owner, _ConvNd) else parameter
+
+
+@torch.no_grad()
+def _effective(owner: nn.Module, attribute: str) -> Tensor:
+    """Return the weight that acts, without moving the state of a parametrization.
+
+    Args:
+        owner: the module.
+        attribute: the parameter's name there.
+
+    Returns:
+        The parameter, or the outcome of its parametrization in eval mode; detached.
+    """
+    if not is_parametrized(owner, attribute):
+        value: Tensor = getattr(owner, attribute)
+        return value.detach()
+    parametrization: Any = owner.parametrizations[attribute]  # type: ignore[index]
+    modes = [(module, module.training) for module in parametrization.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in parametrization.buffers()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        result: Tensor = parametrization()
+        return result.detach()
+    finally:
+        for module, training in modes:
+            module.training = training
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def _matches(pattern: Pattern, layer: Layer) -> bool:
+    if isinstance(pattern, str):
+        return layer.name == pattern or fnmatchcase(layer.name, pattern)
+    if isinstance(pattern, re.Pattern):
+        return pattern.search(layer.name) is not None
+    if not callable(pattern):
+        raise InputError(
+            f"got {pattern!r} in layers, expected a name, a glob, a compiled regular expression or a predicate."
+        )
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
+    wants = [p for p in signature(pattern).parameters.values() if p.kind in kinds]
+    several = len(wants) > 1 or any(p.kind is Parameter.VAR_POSITIONAL for p in wants)
+    return bool(pattern(layer.name, layer.read()) if several else pattern(layer.name))

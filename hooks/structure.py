@@ -1,0 +1,120 @@
+"""What a run file says of the model, the optimizer and the surroundings: plain facts, as JSON.
+
+A verifier reads its hypotheses from here, so nothing is interpreted: modules in order with their
+types, parameters with their shapes, and whether they started at zero.
+"""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from hooks.layers import Layer, layer_name
+from zanalysis.analyzers.symmetry import recognize_start
+
+__all__ = ["describe_layers", "describe_model", "describe_optimizer", "versions"]
+
+_PACKAGES = ("zanalysis", "torch", "numpy", "scipy", "h5py")
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Describe the modules in their order, and the parameters.
+
+    Args:
+        model: the model.
+
+    Returns:
+        `type`; `modules`, the leaves, each with name, type and settings; `sequential`, whether the model
+        is nothing but nested `nn.Sequential`, so that its leaves are all that happens; `parameters`,
+        each with name, shape, dtype, whether it is trained, and whether it is zero now.
+    """
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    inner = [module for module in model.modules() if list(module.children())]
+    return {
+        "type": type(model).__qualname__,
+        "sequential": all(type(module).forward is nn.Sequential.forward for module in inner),
+        "modules": [
+            {"name": layer_name(name), "type": type(module).__name__, "settings": module.extra_repr()}
+            for name, module in leaves
+        ],
+        "parameters": [
+            {
+                "name": name,
+                "shape": list(parameter.shape),
+                "dtype": str(parameter.dtype).removeprefix("torch."),
+                "trained": parameter.requires_grad,
+                "zero": not bool(parameter.detach().any()),
+            }
+            for name, parameter in model.named_parameters()
+        ],
+    }
+
+
+def describe_layers(layers: Sequence[Layer]) -> list[dict[str, Any]]:
+    """Describe the recorded parameters and how they start.
+
+    Args:
+        layers: the layers.
+
+    Returns:
+        For each: name, the names of its matrices, shape, dtype, and `start`: ``identity``,
+        ``hadamard``, ``zero``, ``constant`` or ``other``, by exact comparison.
+    """
+    return [
+        {
+            "name": layer.name,
+            "matrices": list(layer.matrices),
+            "shape": list(layer.shape),
+            "dtype": str(layer.dtype).removeprefix("torch."),
+            "start": recognize_start(layer.read()),
+        }
+        for layer in layers
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.tolist() if value.numel() < 16 else f"tensor of shape {list(value.shape)}"
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else repr(value)
+
+
+def describe_optimizer(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    """Describe the optimizers and the hyper-parameters of each group.
+
+    Args:
+        optimizers: the optimizers.
+
+    Returns:
+        For each: `type`, and `groups`, the hyper-parameters without the parameters.
+    """
+    return [
+        {
+            "type": type(optimizer).__name__,
+            "groups": [
+                {key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")}
+                for group in optimizer.param_groups
+            ],
+        }
+        for optimizer in optimizers
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the numbers depend on.
+
+    Returns:
+        By name; a package that is not installed is left out.
+    """
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

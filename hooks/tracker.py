@@ -1,0 +1,441 @@
+"""`RankTracker`: reduces the weights where they live, at the end of optimizer steps, and keeps the numbers."""
+
+import logging
+import os
+import random
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from numbers import Real
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hooks.layers import Layer, Selection, select_layers
+from hooks.schedules import Schedule, every
+from hooks.staging import OnFull, StagedWriter
+from hooks.structure import describe_layers, describe_model, describe_optimizer, versions
+from hooks.taps import StepTap, unwrapped
+from zanalysis.analyzers.matrices import Reference, View
+from zanalysis.analyzers.metrics import NONE, Key, Plan, UserMetric, plan
+from zanalysis.analyzers.statuses import CODES, STATUSES
+from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
+from zanalysis.runfile import MemoryWriter, RunWriter, Series, SpectrumKey
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RankTracker"]
+
+_log = logging.getLogger("hooks")
+
+TENSORS = ("weight", "gradient", "activation", "activation_gradient")
+OnRecord = Callable[[int, list[dict[str, Any]]], None]
+
+
+class RankTracker:
+    """Follow the rank of a model's weights through its training.
+
+    Attached to an optimizer, it finds the end of each step by itself. It changes nothing: weights,
+    buffers, optimizer state and random number generators are bit for bit what they would be without
+    it. After construction, none of its failures reaches the training loop.
+
+    Step k is the state after k completed optimizer steps; step 0 is always recorded.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with RankTracker(model, optimizer, schedule=every(2), metrics="rank") as tracker:
+        ...     for _ in range(4):
+        ...         model(torch.ones(4)).sum().backward()
+        ...         optimizer.step()
+        >>> tracker.table()["step"].tolist()
+        [0, 2, 4]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Any = None,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        schedule: Schedule | None = None,
+        layers: Selection = None,
+        tensors: Sequence[str] | str = ("weight",),
+        metrics: str | UserMetric | Sequence[str | UserMetric] = ("rank", "stable_rank"),
+        reference: Any = None,
+        tolerance: Any = "default",
+        view: View = "out",
+        probe: Any = None,
+        mode: Literal["x", "w", "a"] = "x",
+        start: int = 0,
+        flush_seconds: float = 0.5,
+        on_full: OnFull = "block",
+        budget: float | None = None,
+        alerts: Sequence[Any] = (),
+        on_record: OnRecord | None = None,
+        spectrum_size: int = 16,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Attach to a model.
+
+        Args:
+            model: the model.
+            optimizer: one, a list (the first counts the steps), a wrapper with an ``optimizer``
+                attribute, or None: then call `step` after each step.
+            path: the run file; None keeps the record in memory.
+            schedule: `step -> bool`; `every(50)` if None.
+            layers: names, globs, compiled regular expressions or predicates; None for every weight.
+            tensors: which tensors of a layer; this version follows ``"weight"``.
+            metrics: names, or functions `matrix -> number`, which are given the matrix in the dtype it
+                is stored in and are named by their ``__name__``.
+            reference: what is subtracted: None, ``"init"``, ``"identity"``, a tensor, a mapping from
+                layer names to tensors, or a list of these.
+            tolerance: ``"default"``, ``"numpy"``, ``"rounding"``, an absolute number, or a list.
+            view: how a kernel becomes a matrix.
+            probe: a fixed batch for activations; not in this version.
+            mode: ``"x"`` refuses an existing file, ``"w"`` replaces it, ``"a"`` goes on in it.
+            start: steps completed before; with ``"a"``, rows at and after it are cut.
+            flush_seconds: how long a record may wait before it is safe from a kill.
+            on_full: whether a full queue makes the loop wait (``"block"``) or loses the record and
+                counts it (``"drop"``).
+            budget: share of the time to stay under; not in this version.
+            alerts: predicates over the table; not in this version.
+            on_record: called with the step and the rows of each record.
+            spectrum_size: how many singular values a recorded spectrum keeps.
+            attributes: facts of the user's own, stored with the run as JSON.
+
+        Raises:
+            InputError: if an argument is not what was expected.
+            RunFileError: if the file cannot be written.
+            NotBuiltYetError: if an option is asked for that this version does not have.
+        """
+        for name, given in (("probe", probe), ("budget", budget), ("alerts", alerts or None)):
+            if given is not None:
+                raise NotBuiltYetError(f"RankTracker({name}=…)")
+        _check_tensors(tensors)
+        if schedule is not None and not callable(schedule):
+            raise InputError(f"got schedule = {schedule!r}, expected a function step -> bool such as every(50).")
+        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+            raise InputError(f"got start = {start!r}, expected the number of steps completed before, 0 or more.")
+        if isinstance(spectrum_size, bool) or not isinstance(spectrum_size, int) or spectrum_size < 1:
+            raise InputError(f"got spectrum_size = {spectrum_size!r}, expected a whole number, 1 or more.")
+        if on_full not in ("block", "drop"):
+            raise InputError(f"got on_full = {on_full!r}, expected 'block' or 'drop'.")
+        if not isinstance(flush_seconds, Real) or not flush_seconds >= 0:
+            raise InputError(f"got flush_seconds = {flush_seconds!r}, expected seconds, 0 or more.")
+        self._schedule = every(50) if schedule is None else schedule
+        self._layers = select_layers(model, layers, view)
+        optimizers = unwrapped(optimizer)
+        references = _references(reference, self._layers)
+        self._plan = plan(metrics, tuple(references), tolerance)
+        self._references = {
+            layer.name: {name: _reference_of(name, given, layer) for name, given in references.items()}
+            for layer in self._layers
+        }
+        self._view = view
+        self._spectrum_size = spectrum_size
+        self._on_record = on_record
+        self._step = start
+        self._told: set[str] = set()
+        self._seconds = {"metrics": 0.0, "writing": 0.0}
+        self._attached = time.perf_counter()
+        self._series = tuple(
+            Series(matrix, "weight", *key)
+            for layer in self._layers
+            for matrix in layer.matrices
+            for key in self._plan.keys
+        )
+        spectra = tuple(
+            SpectrumKey(matrix, "weight", name)
+            for layer in self._layers
+            for name in (references if self._plan.wants_spectrum else ())
+            for matrix in layer.matrices
+        )
+        self._spectrum_rows = {key: row for row, key in enumerate(spectra)}
+        described = {
+            "model": describe_model(model),
+            "layers": describe_layers(self._layers),
+            "optimizers": describe_optimizer(optimizers),
+            "schedule": getattr(self._schedule, "__name__", repr(self._schedule)),
+            "metrics": list(dict.fromkeys(key.metric for key in self._plan.keys)),
+            "references": list(references),
+            "tolerances": [str(t) for t in self._plan.tolerances],
+            "view": view if isinstance(view, str) else getattr(view, "__name__", repr(view)),
+            "start": start,
+            "torch_seed": torch.initial_seed(),
+            "versions": versions(),
+            "user": _checked_attributes(attributes),
+        }
+        self._memory: MemoryWriter | None = None
+        self._path: str | None = None
+        self._hooks = ExitStack()
+        if path is None:
+            self._memory = MemoryWriter(self._series, spectra, described)
+            self._writer: MemoryWriter | StagedWriter = self._memory
+        else:
+            self._path = os.fspath(path)
+            writer = RunWriter(
+                path, self._series, spectra, described, k=spectrum_size, mode=mode, start=start
+            )
+            self._writer = StagedWriter(writer, flush_seconds, on_full)
+        # Runs at the latest when the interpreter ends; it must not keep the tracker alive.
+        self._finalizer = weakref.finalize(self, self._writer.close)
+        self._open = True
+        if start == 0 or self._due(start):
+            self._record()
+        if optimizers:
+            tap = StepTap(optimizers[0], self.step)
+            self._hooks.callback(tap.remove)
+
+    def step(self) -> None:
+        """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
+        if not self._open:
+            return
+        self._step += 1
+        if self._due(self._step):
+            self._record()
+
+    def log(self, **scalars: Any) -> None:
+        """Record scalars of the user's own at the current step.
+
+        Args:
+            **scalars: numbers, or tensors and arrays that hold one.
+        """
+        if not self._open:
+            self._say_once("closed", "log() was called after the tracker was closed; nothing was recorded.")
+            return
+        for name, value in scalars.items():
+            try:
+                number = float(value.detach() if isinstance(value, Tensor) else value)
+                self._writer.log(self._step, name, number)
+            except Exception as error:
+                text = f"{name}: got {type(value).__name__}, expected one number ({error})"
+                self._note("log", text, text)
+
+    def table(self) -> "pd.DataFrame":
+        """Return every number recorded so far.
+
+        Returns:
+            The columns of `zanalysis.open_run(path).table()`: step, layer, tensor, reference,
+            tolerance_rule, metric, value, tolerance, status.
+        """
+        if self._path is not None:
+            from zanalysis.runfile.reader import open_run
+
+            self._writer.flush()
+            return open_run(self._path).table()
+        from zanalysis.runfile.tables import scalar_table
+
+        assert self._memory is not None
+        rows, count = self._memory.rows, len(self._series)
+        steps = np.array([row[0] for row in rows], np.int64)
+        value, tolerance, status = (np.array([row[i] for row in rows]).reshape(-1, count) for i in (1, 2, 3))
+        return scalar_table(self._series, steps, value, tolerance, status.astype(np.uint8))
+
+    def close(self) -> None:
+        """Detach from the optimizer, and complete and close the file. Twice is harmless."""
+        if not self._open:
+            return
+        self._open = False
+        self._hooks.close()
+        self._writer.overhead(self._seconds, time.perf_counter() - self._attached)
+        self._finalizer()
+
+    def __enter__(self) -> "RankTracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self._open:
+            self._writer.event(self._step, "exception", f"the loop was left by {kind.__name__}: {error}")
+        self.close()
+
+    def _due(self, step: int) -> bool:
+        try:
+            return bool(self._schedule(step))
+        except Exception as error:
+            self._note("schedule", "schedule", f"the schedule failed at step {step}: {error!r}; not recorded")
+            return False
+
+    def _record(self) -> None:
+        began = time.perf_counter()
+        try:
+            with torch.no_grad(), _preserved_rng(self._plan.has_user_metrics):
+                numbers, spectra = self._measure()
+            measured = time.perf_counter()
+            value, tolerance, status = numbers
+            self._writer.append(self._step, value, tolerance, status, spectra)
+            self._tell(value, tolerance, status)
+        except Exception as error:
+            self._note("record", "record", f"step {self._step} could not be recorded: {error!r}")
+            return
+        now = time.perf_counter()
+        self._seconds["metrics"] += measured - began
+        self._seconds["writing"] += now - measured
+        self._writer.overhead(self._seconds, now - self._attached)
+
+    def _measure(self) -> tuple[tuple[Any, Any, Any], Any]:
+        values: list[Tensor] = []
+        spectra = np.full((len(self._spectrum_rows), self._spectrum_size), np.nan)
+        for layer in self._layers:
+            count = len(layer.matrices)
+            try:
+                measurements, spectrum = self._plan.evaluate(
+                    layer.read(), self._references[layer.name], self._view, self._on_error(layer)
+                )
+                # [matrices, keys, 3], on the layer's device until all layers are done.
+                numbers = torch.stack(
+                    [torch.stack([part.double().reshape(count) for part in m], -1) for m in measurements], 1
+                )
+            except Exception as error:
+                self._on_error(layer)(Key(NONE, NONE, "every metric"), error)
+                nothing = torch.tensor([torch.nan, torch.nan, CODES["error"]], dtype=torch.float64)
+                numbers, spectrum = nothing.expand(count, len(self._plan.keys), 3), {}
+            values.append(numbers.reshape(-1, 3))
+            for name, singular in spectrum.items():
+                kept = singular[..., : self._spectrum_size].reshape(count, -1).cpu().numpy()
+                for matrix, row in zip(layer.matrices, kept, strict=True):
+                    spectra[self._spectrum_rows[SpectrumKey(matrix, "weight", name)], : len(row)] = row
+        table = torch.cat([value.cpu() for value in values]).numpy()
+        return (table[:, 0].copy(), table[:, 1].copy(), table[:, 2].astype(np.uint8)), spectra
+
+    def _on_error(self, layer: Layer) -> Callable[[Key, Exception], None]:
+        def note(key: Key, error: Exception) -> None:
+            text = f"{key.metric} (reference {key.reference}) of {layer.name}: {error}"
+            self._note("error", f"{layer.name}/{key}", text, layer.name)
+
+        return note
+
+    def _tell(self, value: Any, tolerance: Any, status: Any) -> None:
+        if self._on_record is None:
+            return
+        rows = [
+            {"step": self._step, **s._asdict(), "value": float(v), "tolerance": float(t), "status": STATUSES[c]}
+            for s, v, t, c in zip(self._series, value, tolerance, status, strict=True)
+        ]
+        try:
+            self._on_record(self._step, rows)
+        except Exception as error:
+            self._note("on_record", "on_record", f"on_record failed: {error!r}")
+
+    def _note(self, kind: str, what: str, text: str, layer: str = "") -> None:
+        """Say a failure once, in the log and in the record; never raise.
+
+        Args:
+            kind: a word.
+            what: what the failure is identified by.
+            text: a sentence.
+            layer: the layer concerned.
+        """
+        if f"{kind}/{what}" in self._told:
+            return
+        self._say_once(f"{kind}/{what}", text)
+        try:
+            self._writer.event(self._step, kind, text, layer)
+        except Exception as error:
+            self._say_once("event", f"an event could not be recorded: {error!r}")
+
+    def _say_once(self, what: str, text: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            _log.warning("%s", text)
+
+
+def _check_tensors(tensors: Sequence[str] | str) -> None:
+    asked = [tensors] if isinstance(tensors, str) else list(tensors)
+    if not asked:
+        raise InputError(f"tensors is empty; pass some of {', '.join(TENSORS)}.")
+    for tensor in asked:
+        if tensor not in TENSORS:
+            raise InputError(f"unknown tensor {tensor!r}; {did_you_mean(str(tensor), TENSORS)}")
+        if tensor != "weight":
+            raise NotBuiltYetError(f"RankTracker(tensors=({tensor!r},))")
+
+
+def _checked_attributes(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    import json
+
+    try:
+        stored: dict[str, Any] = json.loads(json.dumps(dict(attributes or {})))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"attributes must be what JSON can hold: {error}.") from error
+    return stored
+
+
+def _references(reference: Any, layers: Sequence[Layer]) -> dict[str, Any]:
+    # By the names that a table shows; those given as tensors must fit a layer.
+    several = reference if isinstance(reference, list | tuple) else [reference]
+    if not several:
+        raise InputError("reference is empty; pass None, 'init', 'identity', a tensor, or a list of these.")
+    named: dict[str, Any] = {}
+    for given in several:
+        if given is None:
+            named[NONE] = None
+        elif isinstance(given, str) and given in ("init", "identity"):
+            named[given] = given
+        elif isinstance(given, Tensor):
+            if not any(tuple(given.shape) == layer.shape for layer in layers):
+                raise InputError(f"the reference of shape {list(given.shape)} fits no recorded layer.")
+            named[_free_name(named)] = given.detach().clone()
+        elif isinstance(given, Mapping):
+            named[_free_name(named)] = _checked_mapping(given, layers)
+        else:
+            raise InputError(
+                f"unknown reference {given!r}; expected None, 'init', 'identity', a tensor, a mapping from "
+                "layer names to tensors, or a list of these."
+            )
+    return named
+
+
+def _free_name(named: Mapping[str, Any]) -> str:
+    count = sum(name.startswith("tensor") for name in named)
+    return f"tensor_{count + 1}" if count else "tensor"
+
+
+def _checked_mapping(given: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Tensor]:
+    from hooks.layers import layer_name
+
+    tensors = {layer_name(name): value for name, value in given.items()}
+    for layer in layers:
+        value = tensors.get(layer.name)
+        if not isinstance(value, Tensor) or tuple(value.shape) != layer.shape:
+            raise InputError(
+                f"the reference has no tensor of shape {list(layer.shape)} for layer {layer.name!r}; pass one for "
+                "every recorded layer, or choose layers=…"
+            )
+    return {layer.name: tensors[layer.name].detach().clone() for layer in layers}
+
+
+def _reference_of(name: str, given: Any, layer: Layer) -> Reference:
+    if given is None:
+        return None
+    if isinstance(given, str) and given == "identity":
+        return "identity"
+    if isinstance(given, str):
+        return layer.read().clone()
+    tensor: Tensor = given[layer.name] if isinstance(given, Mapping) else given
+    return tensor.reshape(layer.read().shape) if tensor.numel() == layer.read().numel() else tensor
+
+
+@contextmanager
+def _preserved_rng(needed: bool) -> Iterator[None]:
+    """Give every random number generator back as it was: a user's function may draw from it."""
+    if not needed:
+        yield
+        return
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)

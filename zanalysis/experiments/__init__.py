@@ -1,0 +1,1 @@
+"""The systems of the source papers, runnable by name."""

@@ -1,0 +1,221 @@
+"""Initializations in the style of `torch.nn.init`: they fill a tensor in place and return it.
+
+The deterministic ones touch no random number generator and give the same bits on every machine:
+their entries are 0, 1 and ±c, with c rounded once, from its float64 value, to the tensor's dtype.
+
+Source: Zhao, Schäfer & Anandkumar, "ZerO Initialization: Initializing Neural Networks with only
+Zeros and Ones", TMLR 2022 (arXiv 2110.12661).
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from zanalysis.errors import InputError, NotBuiltYetError
+
+__all__ = [
+    "gi_",
+    "hadamard",
+    "hadamard_",
+    "partial_identity_",
+    "perturbed_identity_",
+    "zero_",
+]
+
+Normalization = Literal["orthonormal", "paper"]
+
+
+def hadamard(m: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
+    """Return Sylvester's Hadamard matrix H_m, entries ±1 (ZerO, Definition 2).
+
+    `H_0 = 1`, `H_m = [[H, H], [H, −H]]` with `H = H_{m−1}`; `H_m H_mᵀ = 2^m I`.
+
+    Args:
+        m: the exponent of its size, 0 or more.
+        dtype: of the result; the default dtype if None.
+        device: of the result.
+
+    Returns:
+        `[2^m, 2^m]`.
+
+    Raises:
+        InputError: if m is not a whole number from 0 to 20.
+
+    Example:
+        >>> hadamard(1)
+        tensor([[ 1.,  1.],
+                [ 1., -1.]])
+    """
+    if isinstance(m, bool) or not isinstance(m, int) or not 0 <= m <= 20:
+        raise InputError(f"got m = {m!r}, expected a whole number from 0 to 20: the matrix has 2^m rows.")
+    matrix = torch.ones(1, 1, dtype=dtype, device=device)
+    for _ in range(m):
+        upper = torch.cat((matrix, matrix), 1)
+        matrix = torch.cat((upper, torch.cat((matrix, -matrix), 1)), 0)
+    return matrix
+
+
+def _taps(tensor: Tensor) -> Tensor:
+    # The writable matrix that an initialization fills: the centre tap of a kernel.
+    if tensor.ndim < 2:
+        raise InputError(
+            f"got a tensor of shape {list(tensor.shape)}, expected a matrix [P, Q] or a kernel "
+            "[c_out, c_in, *taps]; initialize biases separately."
+        )
+    taps = tensor.shape[2:]
+    if any(size % 2 == 0 for size in taps):
+        raise InputError(
+            f"a kernel of size {'×'.join(map(str, taps))} has no centre tap: ZerO needs odd kernel sizes "
+            "(Algorithm 2); use an odd size, or another initialization for this layer."
+        )
+    for size in taps:
+        tensor = tensor.select(2, size // 2)
+    return tensor
+
+
+@torch.no_grad()
+def partial_identity_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """Fill with the partial identity I* (ZerO, Definition 1), on the centre tap of a kernel.
+
+    Args:
+        tensor: `[P, Q]` or `[c_out, c_in, *taps]` with odd taps.
+        gain: the value on the diagonal.
+
+    Returns:
+        The tensor.
+
+    Example:
+        >>> partial_identity_(torch.empty(2, 3))
+        tensor([[1., 0., 0.],
+                [0., 1., 0.]])
+    """
+    centre = _taps(tensor)
+    tensor.zero_()
+    centre.diagonal().fill_(gain)
+    return tensor
+
+
+@torch.no_grad()
+def hadamard_(tensor: Tensor, normalization: Normalization = "orthonormal") -> Tensor:
+    """Fill with c · I* H_m I*, m = ⌈log₂ P⌉ (ZerO, Algorithm 1, the case P > Q).
+
+    The paper's text calls the transform orthonormal, which is `c = 2^{−m/2}`, as in its authors'
+    code; Algorithm 1 prints `c = 2^{−(m−1)/2}`, which is √2 larger.
+
+    Args:
+        tensor: `[P, Q]` or `[c_out, c_in, *taps]` with odd taps.
+        normalization: ``"orthonormal"``, or ``"paper"`` for the printed factor.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        InputError: if the normalization is unknown, or the tensor is no matrix or odd kernel.
+
+    Example:
+        >>> hadamard_(torch.empty(4, 2))
+        tensor([[ 0.5000,  0.5000],
+                [ 0.5000, -0.5000],
+                [ 0.5000,  0.5000],
+                [ 0.5000, -0.5000]])
+    """
+    if normalization not in ("orthonormal", "paper"):
+        raise InputError(f"unknown normalization {normalization!r}; expected 'orthonormal' or 'paper'.")
+    centre = _taps(tensor)
+    rows, columns = centre.shape
+    # (n − 1).bit_length() is ⌈log₂ n⌉ without the rounding of a logarithm. A wide matrix, which
+    # Algorithm 1 never asks for, takes the size that covers it.
+    m = max(0, max(rows, columns) - 1).bit_length()
+    exponent = m if normalization == "orthonormal" else m - 1
+    scale = math.sqrt(2.0**-exponent)
+    tensor.zero_()
+    centre.copy_(hadamard(m, dtype=torch.float64, device=tensor.device)[:rows, :columns] * scale)
+    return tensor
+
+
+@torch.no_grad()
+def zero_(tensor: Tensor | nn.Module, normalization: Normalization = "orthonormal") -> Tensor:
+    """Fill by ZerO: Algorithm 1 for a matrix `[P, Q]`, Algorithm 2 for an odd kernel.
+
+    Identity where P = Q, the partial identity where P < Q, the Hadamard transform where P > Q.
+
+    Args:
+        tensor: `[P, Q]` or `[c_out, c_in, *taps]` with odd taps.
+        normalization: of the Hadamard transform, see `hadamard_`.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        NotBuiltYetError: for a whole module.
+
+    Example:
+        >>> zero_(torch.empty(2, 2))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    if isinstance(tensor, nn.Module):
+        raise NotBuiltYetError("initializers.zero_(module)")
+    centre = _taps(tensor)
+    if centre.shape[0] > centre.shape[1]:
+        return hadamard_(tensor, normalization)
+    return partial_identity_(tensor)
+
+
+@torch.no_grad()
+def perturbed_identity_(tensor: Tensor, std: float, generator: Generator | None = None) -> Tensor:
+    """Fill with I* + μ, μ_ij ~ N(0, std²) (ZerO, Theorem 1 (i)).
+
+    Args:
+        tensor: `[P, Q]` or `[c_out, c_in, *taps]` with odd taps; every tap is perturbed.
+        std: standard deviation of the perturbation, more than 0.
+        generator: source of the randomness; the global one if None.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        InputError: if std is not a positive number.
+    """
+    if not std > 0 or not math.isfinite(std):
+        raise InputError(f"got std = {std!r}, expected a positive number.")
+    centre = _taps(tensor)
+    tensor.normal_(0.0, std, generator=generator)
+    centre.diagonal().add_(1.0)
+    return tensor
+
+
+@torch.no_grad()
+def gi_(model: nn.Module, kind: Literal["standard", "hadamard"] = "standard") -> nn.Module:
+    """Initialize the linear layers of a perceptron by one of the two GI-Inits of ZerO's Figure 3.
+
+    Standard: every matrix is the partial identity. Hadamard: those that increase the dimension are
+    the Hadamard transform instead, `W_1 = H I*` of Theorem 1 (iii). Biases become zero.
+
+    Args:
+        model: a module whose only parameters are those of `nn.Linear` layers.
+        kind: ``"standard"`` or ``"hadamard"``.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: if the kind is unknown, or the model has a parameter outside its linear layers.
+    """
+    if kind not in ("standard", "hadamard"):
+        raise InputError(f"unknown kind {kind!r}; expected 'standard' or 'hadamard'.")
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    known = {id(parameter) for module in linear for parameter in module.parameters()}
+    foreign = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
+    if foreign or not linear:
+        raise InputError(
+            "GI-Init is defined for perceptrons of nn.Linear layers; "
+            + (f"{foreign[0]!r} belongs to another layer." if foreign else "this model has none.")
+        )
+    for module in linear:
+        (zero_ if kind == "hadamard" else partial_identity_)(module.weight)
+        if module.bias is not None:
+            module.bias.zero_()
+    return model

@@ -1,0 +1,66 @@
+"""The run file: what a training leaves behind, in HDF5. This page is its specification.
+
+Schema version 1
+================
+
+A run file is an HDF5 file in the latest format (superblock version 3), written in single-writer,
+multiple-reader mode (SWMR). It can be read by this package while it is being written, and after its
+writer was killed; once closed, by anything that reads HDF5.
+
+Every dataset exists from the moment the file appears under its name, is chunked, and can grow along
+its first dimension: under SWMR nothing can be created, and small contiguous datasets are lost with a
+killed writer. Only numbers and fixed-width strings (UTF-8, padded with zero bytes) are used, because
+a variable-length string appended under SWMR is silently unreadable afterwards.
+
+Root attributes
+    ``format`` = ``"zanalysis-run"``, ``schema_version`` = 1.
+
+``/committed``  int64 `[4]`
+    How many of each kind are complete: recorded steps, logged scalars, names of logged scalars,
+    events. Written last at every flush: whatever lies beyond these counts is not there yet.
+
+``/attributes``  uint8 `[bytes]`
+    A UTF-8 JSON object, written once: the model's structure with its activation functions and biases,
+    layer shapes and dtypes, how each layer started, the optimizer with its hyper-parameters, the
+    schedule, tolerances, references, view, package versions, the seed, and what the user added.
+
+``/scalars``  one row for each recorded step, one column for each series
+    ``step``            int64 `[T]`      completed optimizer steps; strictly increasing; dimension scale
+    ``series``          int32 `[S]`      0, 1, 2, …; dimension scale
+    ``layer``           string `[S]`     the parameter's qualified name less a final ``.weight``
+    ``tensor``          string `[S]`     ``weight``, ``gradient``, …
+    ``reference``       string `[S]`     what was subtracted: ``none``, ``init``, ``identity``, ``tensor``
+    ``tolerance_rule``  string `[S]`     ``default``, ``numpy``, ``rounding``, an absolute number, ``none``
+    ``metric``          string `[S]`
+    ``value``           float64 `[T, S]` NaN where undefined
+    ``tolerance``       float64 `[T, S]` the τ in force, in the weight's own unit; NaN where there is none
+    ``status``          uint8 `[T, S]`   why a value is as it is; its attribute ``words`` names the codes
+
+``/spectra``  present where singular values are recorded; steps as in ``/scalars``
+    ``spectrum``        int32 `[R]`      0, 1, 2, …; dimension scale
+    ``index``           int32 `[k]`      0 for the largest singular value; dimension scale
+    ``layer``, ``tensor``, ``reference``  string `[R]`
+    ``value``           float64 `[T, R, k]` descending; NaN where a matrix has fewer, or is undefined
+
+``/logged``  the user's own scalars, in the order of arrival
+    ``step``            int64 `[N]`
+    ``name``            int32 `[N]`      row of ``names``
+    ``value``           float64 `[N]`
+    ``names``           string `[M]`
+
+``/events``  compound `[E]`: ``step`` int64, ``time`` float64 (Unix seconds), ``kind``, ``layer``, ``text``
+    What went wrong or deserves to be known; a text too long for its field ends in ``…``.
+
+``/overhead``
+    ``part``            string `[P]`     ``metrics``, ``writing``
+    ``seconds``         float64 `[P]`    spent inside the training loop, so far
+    ``elapsed``         float64 `[1]`    seconds since the tracker was attached
+
+A flush writes and flushes dataset by dataset, ``/committed`` last. A file that was killed keeps its
+consistency flags; `repair` clears them, so that plain HDF5 tools open it again.
+"""
+
+from zanalysis.runfile.schema import Series, SpectrumKey
+from zanalysis.runfile.writer import MemoryWriter, RunWriter, Writer
+
+__all__ = ["MemoryWriter", "RunWriter", "Series", "SpectrumKey", "Writer"]

@@ -1,0 +1,1 @@
+"""A record in, verdicts with their evidence out."""

@@ -1,0 +1,279 @@
+"""Theorem 1 of the ZerO paper, claim by claim, on recorded runs.
+
+Zhao, Schäfer & Anandkumar, "ZerO Initialization", TMLR 2022, section 2.3. The paper writes
+rank(W_l) ≤ N_x in equation 3; its proof bounds the residual `W_l − I`, and so does this.
+
+(ii) is decided by the *support* of `W − α·I*`: outside a block every entry is exactly zero, so the
+number of its non-zero rows and columns bounds the rank with no tolerance at all. The block has N_x
+rows and columns where φ(0) = φ'(0) = 0 (ReLU), and max(N_x, N_y) where only φ(0) = 0.
+
+The second cap is not in the paper. In the Hadamard network column j < p of H, p = 2^⌈log₂ N_x⌉,
+depends on the row i only through i mod p, so the units i and i + p start equal and stay tied, except
+where the first N_y differ through W_L: `rank(W_l − I) ≤ p + N_y`, whatever N_h. Rounding that
+differs between tied units unties them, so only a float64 record decides it.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from zanalysis.errors import InputError
+from zanalysis.runfile.reader import Run, open_run
+from zanalysis.verify import exact_cases
+from zanalysis.verify.perceptron import Perceptron
+from zanalysis.verify.verdict import Verdict, combined
+
+__all__ = ["verify_theorem1"]
+
+Source = Run | str | os.PathLike[str]
+
+SPAN = "span_dimension/"
+"""Logged scalars of this prefix are dimensions of activation spans over data, by module."""
+
+_LARGEST_STATIC = 512
+
+
+def verify_theorem1(runs: Source | Sequence[Source]) -> list[Verdict]:
+    """Judge Theorem 1, its lemmas, its negative control and the second cap.
+
+    Claims about training are judged on the runs whose recorded hypotheses are met; a hypothesis that
+    is unmet, or not recorded, makes a part ``inconclusive`` and is named. Record every weight with
+    `reference="identity"` and `metrics=("support", "rank")`. The others are computed anew.
+
+    Args:
+        runs: open runs or paths of run files, one or several.
+
+    Returns:
+        Verdicts on (i), (ii), (iii), Lemma 1, Lemma 2, the linear control and the second cap, in this
+        order. A claim that runs decide has a part for each run and layer.
+
+    Raises:
+        InputError: if there is no run.
+    """
+    several = [runs] if isinstance(runs, Run | str | os.PathLike) else list(runs)
+    if not several:
+        raise InputError("no run was given; pass an open run, or several.")
+    networks = [Perceptron(run if isinstance(run, Run) else open_run(run)) for run in several]
+    return [
+        _claim_i(networks),
+        _claim_ii(networks),
+        _claim_iii(networks),
+        exact_cases.lemma_1(),
+        exact_cases.lemma_2(),
+        exact_cases.linear_control(),
+        _second_cap(networks),
+    ]
+
+
+def _inconclusive(claim: str, bound: float | None, why: str, evidence: pd.DataFrame | None = None) -> Verdict:
+    return Verdict(claim, "inconclusive", bound, None, why, pd.DataFrame() if evidence is None else evidence)
+
+
+def _worst(claim: str, parts: Sequence[Verdict], fallback: str, largest: bool = True) -> Verdict:
+    """Sum parts up: the verdict of all, with the numbers of the one that comes nearest to failing."""
+    if not parts:
+        return _inconclusive(claim, None, fallback)
+    judgement = combined(parts)
+    deciding = [part for part in parts if part.verdict == judgement]
+
+    def slack(part: Verdict) -> float:
+        if part.measured is None or part.bound is None:
+            return float("-inf")
+        return (part.measured - part.bound) * (1 if largest else -1)
+
+    chosen = max(deciding, key=slack)
+    why = chosen.why
+    others = [part for part in deciding if part is not chosen]
+    if judgement != "inconclusive" and others:
+        why += f"; the same verdict on {len(others)} more"
+    if judgement == "inconclusive" and others:
+        why = "; ".join(dict.fromkeys(part.why for part in deciding))
+    rows = [part.evidence.assign(part=part.claim) for part in parts if len(part.evidence)]
+    evidence = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    return Verdict(claim, judgement, chosen.bound, chosen.measured, why, evidence, tuple(parts))
+
+
+def _claim_i(networks: Sequence[Perceptron]) -> Verdict:
+    widths = [max(network.widths) for network in networks if len(network.layers) >= 2]
+    static = exact_cases.perturbed_identities(min(max(widths, default=256), _LARGEST_STATIC))
+    parts = [static, *(part for network in networks for part in _random_starts(network))]
+    judged = _worst("(i)", parts, "")
+    trained = [part for part in parts[1:] if part.verdict == "holds"]
+    why = static.why
+    if trained:
+        why += "; " + "; ".join(part.why for part in trained)
+    shown = trained[-1] if trained else static
+    if judged.verdict == "violated":
+        return judged
+    return Verdict("(i)", judged.verdict, shown.bound, shown.measured, why, judged.evidence, tuple(parts))
+
+
+def _random_starts(network: Perceptron) -> Iterator[Verdict]:
+    """Yield a verdict for each randomly initialized square hidden layer, at its first record."""
+    for layer in network.hidden:
+        rows, columns = layer["shape"] if len(layer["shape"]) == 2 else (0, 1)
+        if layer.get("start") != "other" or rows != columns:
+            continue
+        seen = network.over_steps(layer["name"])
+        ranks = [column for column in seen.columns if column.startswith("rank (")]
+        name = f"(i) {network.label} {layer['name']}"
+        if 0 not in seen.index or not ranks:
+            yield _inconclusive(name, rows, "its rank at step 0 is not recorded")
+            continue
+        found = float(seen.loc[0, ranks].max())
+        why = f"{network.label}: {layer['name']} − I has rank {found:.0f} of {rows} at step 0, and at least "
+        why += f"{seen[ranks].max(axis=1).min():.0f} at every recorded step"
+        # A floating rank below the maximum refutes nothing that holds almost surely: it may be rounding.
+        verdict = Verdict(name, "holds" if found == rows else "inconclusive", rows, found, why, _evidence(seen, network))
+        yield verdict
+
+
+def _evidence(seen: pd.DataFrame, network: Perceptron) -> pd.DataFrame:
+    return seen.reset_index().assign(run=network.label)
+
+
+def _claim_ii(networks: Sequence[Perceptron]) -> Verdict:
+    parts = [part for network in networks for part in _bounded(network)]
+    return _worst("(ii)", parts, "no run was given")
+
+
+def _bounded(network: Perceptron) -> Iterator[Verdict]:
+    """Yield a verdict of (ii) for each hidden layer, or one on the network if a hypothesis is unmet."""
+    unmet = [*network.unmet()]
+    unmet += [*network.not_identity()] if len(network.layers) >= 3 else []
+    if unmet:
+        yield _inconclusive(f"(ii) {network.label}", None, f"{network.label}: {'; '.join(unmet)}")
+        return
+    bound = network.n_x if network.flat_at_zero else max(network.n_x, network.n_y)
+    for layer in network.hidden:
+        yield _bounded_layer(network, layer["name"], bound)
+
+
+def _bounded_layer(network: Perceptron, layer: str, bound: int) -> Verdict:
+    name, label = f"(ii) {network.label} {layer}", f"{network.label}: {layer}"
+    seen = network.over_steps(layer)
+    evidence = _evidence(seen, network)
+    sides = ["support_rows", "support_columns"]
+    if len(seen) == 0 or not set(sides) <= set(seen.columns):
+        why = f"{label}: its support against the identity is not recorded: attach with reference='identity', "
+        return _inconclusive(name, bound, why + "metrics=('support', 'rank')", evidence)
+    if 0 not in seen.index:
+        return _inconclusive(name, bound, f"{label}: step 0 is not recorded", evidence)
+    supports = seen[sides].min(axis=1)
+    measured = float(supports.max())
+    ranks = [column for column in seen.columns if column.startswith("rank (")]
+    floating = ", ".join(f"{column[6:-1]}: {seen[column].max():.0f}" for column in ranks)
+    beside = f" The floating rank reached {floating}." if ranks else ""
+    if measured > bound:
+        step = int(supports.idxmax())
+        why = (
+            f"{label} − α·I* has {seen.loc[step, sides[0]]:.0f} non-zero rows and {seen.loc[step, sides[1]]:.0f} "
+            f"columns at step {step}, more than the bound {bound}, with every hypothesis met.{beside}"
+        )
+        return Verdict(name, "violated", bound, measured, why, evidence)
+    bad = seen.index[seen["bad"] != ""]
+    if len(bad):
+        why = f"{label} is {seen.loc[bad[0], 'bad']} at step {bad[0]}, so its support is unknown from there"
+        return _inconclusive(name, bound, why, evidence)
+    rows, columns = (seen[side].max() for side in sides)
+    own = network.over_steps(network.layers[0]["name"])
+    pixels = f" (the data's own bound: {own[sides[1]].max():.0f} inputs are ever non-zero)" if sides[1] in own else ""
+    why = (
+        f"{label} − α·I* is exactly zero outside {rows:.0f} rows and {columns:.0f} columns at each of "
+        f"{len(seen)} recorded steps{pixels}.{beside}{_decay(network, seen)}"
+    )
+    return Verdict(name, "holds", bound, measured, why, evidence)
+
+
+def _decay(network: Perceptron, seen: pd.DataFrame) -> str:
+    if network.weight_decay == 0 or "identity_scale" not in seen:
+        return ""
+    scale = float(seen["identity_scale"].iloc[-1])
+    return (
+        f" Weight decay {network.weight_decay:g} under {network.optimizer} shrinks the identity itself, to "
+        f"α = {scale:.6g}, by the same factor everywhere: against I the residual would read (nearly) full rank, "
+        "against α·I* its support stays exact."
+    )
+
+
+def _claim_iii(networks: Sequence[Perceptron]) -> Verdict:
+    parts = []
+    for network in networks:
+        if not _is_hadamard(network):
+            continue
+        logged = network.run.logged()
+        spans = {name.removeprefix(SPAN): logged[name].max() for name in logged if name.startswith(SPAN)}
+        if not spans:
+            continue
+        where, widest = max(spans.items(), key=lambda item: item[1])
+        supports = [network.over_steps(layer["name"])[["support_rows", "support_columns"]].min(axis=1).max()
+                    for layer in network.hidden
+                    if "support_rows" in network.over_steps(layer["name"])]  # fmt: skip
+        beside = f"; the support of its residual reaches {max(supports):.0f}" if supports else ""
+        parts.append(
+            Verdict(
+                f"(iii) {network.label}",
+                "holds" if widest > network.n_x else "inconclusive",
+                network.n_x,
+                float(widest),
+                f"{network.label}: the activations of {where} span {widest:.0f} dimensions over the data, "
+                f"N_x = {network.n_x}{beside}",
+                logged.assign(run=network.label),
+            )
+        )
+    shapes = [(n.n_x, max(n.widths)) for n in networks if len(n.layers) >= 3 and max(n.widths) > n.n_x]
+    n_x, n_h = min(shapes, key=lambda shape: shape[1], default=(24, 64))
+    if n_h > _LARGEST_STATIC:
+        n_x, n_h = max(1, n_x * _LARGEST_STATIC // n_h), _LARGEST_STATIC
+    static = exact_cases.static_span(n_x, n_h)
+    judged = _worst("(iii)", [*parts, static], "")
+    if not parts:
+        return judged
+    best = max(parts, key=lambda part: (part.measured or 0.0) - (part.bound or 0.0))
+    return Verdict(
+        "(iii)", judged.verdict, best.bound, best.measured, f"{best.why}; {static.why}", judged.evidence, (*parts, static)
+    )
+
+
+def _is_hadamard(network: Perceptron) -> bool:
+    starts = network.starts()
+    return starts.count("hadamard") == 1 and set(starts) == {"hadamard", "identity"} and starts[-1] == "identity"
+
+
+def _second_cap(networks: Sequence[Perceptron]) -> Verdict:
+    parts = [part for network in networks if _is_hadamard(network) for part in _capped(network)]
+    return _worst("second cap", parts, "no run starts with one Hadamard layer and identities behind it")
+
+
+def _capped(network: Perceptron) -> Iterator[Verdict]:
+    p = 1 << (network.n_x - 1).bit_length()
+    cap = p + network.n_y
+    unmet = [*network.unmet()]
+    if network.weight_decay:
+        unmet.append("weight decay shrinks the identity, and nothing in this network shows by how much")
+    if unmet:
+        yield _inconclusive(f"second cap {network.label}", cap, f"{network.label}: {'; '.join(unmet)}")
+        return
+    for layer in network.hidden:
+        name, label = f"second cap {network.label} {layer['name']}", f"{network.label}: {layer['name']}"
+        seen = network.over_steps(layer["name"])
+        evidence = _evidence(seen, network)
+        if layer["start"] != "identity":
+            continue
+        if "rank (default)" not in seen or (seen["bad"] != "").any():
+            yield _inconclusive(name, cap, f"{label}: no rank with the default tolerance is recorded throughout", evidence)
+            continue
+        measured = float(seen["rank (default)"].max())
+        if layer["dtype"] != "float64":
+            why = f"{label} is {layer['dtype']}: rounding unties tied units; record it in float64"
+            yield Verdict(name, "inconclusive", cap, measured, why, evidence)
+            continue
+        binding = "" if layer["shape"][0] > cap else f" (not binding: N_h = {layer['shape'][0]})"
+        why = (
+            f"{label} − I has rank {measured:.0f} ≤ p + N_y = {p} + {network.n_y} at every recorded step, in float64"
+            f"{binding}: units i and i + {p} stay tied"
+            if measured <= cap
+            else f"{label} − I has rank {measured:.0f} > p + N_y = {cap} in float64"
+        )
+        yield Verdict(name, "holds" if measured <= cap else "violated", cap, measured, why, evidence)

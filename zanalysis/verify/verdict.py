@@ -1,0 +1,78 @@
+"""What a verifier answers: never a bare boolean."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+__all__ = ["Judgement", "Verdict", "combined", "plain"]
+
+Judgement = Literal["holds", "violated", "inconclusive"]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """One claim, judged.
+
+    Attributes:
+        claim: its name.
+        verdict: ``"holds"``, ``"violated"`` or ``"inconclusive"``.
+        bound: the number that was predicted; None if there is none to compare with.
+        measured: the number that was measured; None if it could not be.
+        why: the reason, in sentences.
+        evidence: the numbers it rests on.
+        parts: verdicts this one is made of, such as one for each run and layer.
+    """
+
+    claim: str
+    verdict: Judgement
+    bound: float | None
+    measured: float | None
+    why: str
+    evidence: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    parts: tuple["Verdict", ...] = field(default=(), repr=False)
+
+
+def combined(parts: Iterable[Verdict]) -> Judgement:
+    """Judge a claim by its parts.
+
+    Args:
+        parts: the verdicts on single runs or layers.
+
+    Returns:
+        ``"violated"`` if any part is; else ``"holds"`` if any part does; else ``"inconclusive"``: a
+        part to which the claim does not apply says nothing about it.
+    """
+    verdicts = {part.verdict for part in parts}
+    if "violated" in verdicts:
+        return "violated"
+    return "holds" if "holds" in verdicts else "inconclusive"
+
+
+def _number(value: float | None) -> float | int | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def plain(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Return verdicts as JSON can hold them, without evidence.
+
+    Args:
+        verdicts: the verdicts.
+
+    Returns:
+        For each: claim, verdict, bound, measured, why; whole numbers as integers.
+    """
+    return [
+        {
+            "claim": verdict.claim,
+            "verdict": verdict.verdict,
+            "bound": _number(verdict.bound),
+            "measured": _number(verdict.measured),
+            "why": verdict.why,
+        }
+        for verdict in verdicts
+    ]
