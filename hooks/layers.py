@@ -97,7 +97,9 @@ def select_layers(model: nn.Module, selection: Selection = None, view: View = "o
         )
     if selection is None:
         return candidates
-    patterns = [selection] if isinstance(selection, str | re.Pattern) or callable(selection) else list(selection)
+    patterns = (
+        [selection] if isinstance(selection, str | re.Pattern) or callable(selection) else list(selection)
+    )
     chosen: set[str] = set()
     for pattern in patterns:
         matching = {layer.name for layer in candidates if _matches(pattern, layer)}
@@ -148,7 +150,9 @@ def _check_parameter(name: str, parameter: Tensor) -> None:
     if isinstance(parameter, UninitializedTensorMixin):
         raise InputError(f"{name} is lazy and has no shape yet; run one forward pass before attaching.")
     if parameter.is_meta:
-        raise InputError(f"{name} is on the meta device and holds no numbers; load the weights before attaching.")
+        raise InputError(
+            f"{name} is on the meta device and holds no numbers; load the weights before attaching."
+        )
     if type(parameter).__name__ == "DTensor":
         raise NotBuiltYetError(f"recording a sharded parameter ({name} is a DTensor)")
 
@@ -194,7 +198,8 @@ def _matches(pattern: Pattern, layer: Layer) -> bool:
         return pattern.search(layer.name) is not None
     if not callable(pattern):
         raise InputError(
-            f"got {pattern!r} in layers, expected a name, a glob, a compiled regular expression or a predicate."
+            f"got {pattern!r} in layers, expected a name, a glob, a compiled regular expression "
+            "or a predicate."
         )
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
     wants = [p for p in signature(pattern).parameters.values() if p.kind in kinds]

@@ -61,19 +61,24 @@ def describe_layers(layers: Sequence[Layer]) -> list[dict[str, Any]]:
         layers: the layers.
 
     Returns:
-        For each: name, the names of its matrices, shape, dtype, and `start`: ``identity``,
-        ``hadamard``, ``zero``, ``constant`` or ``other``, by exact comparison.
+        For each: name, the names of its matrices, shape, dtype, `start` (``identity``, ``hadamard``,
+        ``zero``, ``constant`` or ``other``, by exact comparison) and `start_scale`, the largest
+        magnitude at the start.
     """
-    return [
-        {
-            "name": layer.name,
-            "matrices": list(layer.matrices),
-            "shape": list(layer.shape),
-            "dtype": str(layer.dtype).removeprefix("torch."),
-            "start": recognize_start(layer.read()),
-        }
-        for layer in layers
-    ]
+    described = []
+    for layer in layers:
+        weight = layer.read()
+        described.append(
+            {
+                "name": layer.name,
+                "matrices": list(layer.matrices),
+                "shape": list(layer.shape),
+                "dtype": str(layer.dtype).removeprefix("torch."),
+                "start": recognize_start(weight),
+                "start_scale": float(weight.abs().max()),
+            }
+        )
+    return described
 
 
 def _plain(value: Any) -> Any:

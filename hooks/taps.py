@@ -34,8 +34,8 @@ def unwrapped(optimizer: Any) -> list[Optimizer]:
             inner = inner.optimizer
         if not isinstance(inner, Optimizer):
             raise InputError(
-                f"got {type(one).__name__} as the optimizer, expected a torch.optim.Optimizer, a list of them, "
-                "or None and a call of tracker.step() after each step."
+                f"got {type(one).__name__} as the optimizer, expected a torch.optim.Optimizer, a list of "
+                "them, or None and a call of tracker.step() after each step."
             )
         result.append(inner)
     return result

@@ -1,4 +1,4 @@
-"""`RankTracker`: reduces the weights where they live, at the end of optimizer steps, and keeps the numbers."""
+"""`RankTracker`: reduces the weights where they live, after optimizer steps, and keeps the numbers."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ from hooks.staging import OnFull, StagedWriter
 from hooks.structure import describe_layers, describe_model, describe_optimizer, versions
 from hooks.taps import StepTap, unwrapped
 from zanalysis.analyzers.matrices import Reference, View
-from zanalysis.analyzers.metrics import NONE, Key, Plan, UserMetric, plan
+from zanalysis.analyzers.metrics import NONE, Key, UserMetric, plan
 from zanalysis.analyzers.statuses import CODES, STATUSES
 from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
 from zanalysis.runfile import MemoryWriter, RunWriter, Series, SpectrumKey
@@ -119,9 +119,13 @@ class RankTracker:
                 raise NotBuiltYetError(f"RankTracker({name}=…)")
         _check_tensors(tensors)
         if schedule is not None and not callable(schedule):
-            raise InputError(f"got schedule = {schedule!r}, expected a function step -> bool such as every(50).")
+            raise InputError(
+                f"got schedule = {schedule!r}, expected a function step -> bool such as every(50)."
+            )
         if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise InputError(f"got start = {start!r}, expected the number of steps completed before, 0 or more.")
+            raise InputError(
+                f"got start = {start!r}, expected the number of steps completed before, 0 or more."
+            )
         if isinstance(spectrum_size, bool) or not isinstance(spectrum_size, int) or spectrum_size < 1:
             raise InputError(f"got spectrum_size = {spectrum_size!r}, expected a whole number, 1 or more.")
         if on_full not in ("block", "drop"):
@@ -316,7 +320,13 @@ class RankTracker:
         if self._on_record is None:
             return
         rows = [
-            {"step": self._step, **s._asdict(), "value": float(v), "tolerance": float(t), "status": STATUSES[c]}
+            {
+                "step": self._step,
+                **s._asdict(),
+                "value": float(v),
+                "tolerance": float(t),
+                "status": STATUSES[c],
+            }
             for s, v, t, c in zip(self._series, value, tolerance, status, strict=True)
         ]
         try:

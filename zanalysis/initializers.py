@@ -188,7 +188,11 @@ def perturbed_identity_(tensor: Tensor, std: float, generator: Generator | None 
 
 
 @torch.no_grad()
-def gi_(model: nn.Module, kind: Literal["standard", "hadamard"] = "standard") -> nn.Module:
+def gi_(
+    model: nn.Module,
+    kind: Literal["standard", "hadamard"] = "standard",
+    normalization: Normalization = "orthonormal",
+) -> nn.Module:
     """Initialize the linear layers of a perceptron by one of the two GI-Inits of ZerO's Figure 3.
 
     Standard: every matrix is the partial identity. Hadamard: those that increase the dimension are
@@ -197,6 +201,7 @@ def gi_(model: nn.Module, kind: Literal["standard", "hadamard"] = "standard") ->
     Args:
         model: a module whose only parameters are those of `nn.Linear` layers.
         kind: ``"standard"`` or ``"hadamard"``.
+        normalization: of the Hadamard transform, see `hadamard_`.
 
     Returns:
         The model.
@@ -215,7 +220,10 @@ def gi_(model: nn.Module, kind: Literal["standard", "hadamard"] = "standard") ->
             + (f"{foreign[0]!r} belongs to another layer." if foreign else "this model has none.")
         )
     for module in linear:
-        (zero_ if kind == "hadamard" else partial_identity_)(module.weight)
+        if kind == "hadamard":
+            zero_(module.weight, normalization)
+        else:
+            partial_identity_(module.weight)
         if module.bias is not None:
             module.bias.zero_()
     return model

@@ -18,7 +18,7 @@ def recognize_start(W: Tensor) -> str:
     """
     if not bool(W.any()):
         return "zero"
-    if W.numel() > 1 and bool((W == W.flatten()[0]).all()):
+    if W.numel() > 1 and bool((W.flatten()[0] == W).all()):
         return "constant"
     if W.ndim == 3:
         return "other"

@@ -16,7 +16,12 @@ __all__ = ["DATASETS", "Dataset", "load"]
 
 # From the data sets' own publications: md5 of the files as their authors serve them gzipped, and of
 # MNIST's contents, since its mirrors compress anew.
-_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 _SOURCES = {
     "mnist": (
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -112,7 +117,9 @@ def _digits() -> Dataset:
 def _in_folder(name: str, folder: Path) -> list[Path]:
     candidates = [folder / name, folder]
     for place in candidates:
-        found = [next((p for p in (place / f"{file}.gz", place / file) if p.is_file()), None) for file in _FILES]
+        found = [
+            next((p for p in (place / f"{file}.gz", place / file) if p.is_file()), None) for file in _FILES
+        ]
         if all(found):
             return [path for path in found if path is not None]
     raise ZAnalysisError(

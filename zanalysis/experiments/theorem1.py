@@ -17,7 +17,7 @@ from hooks import RankTracker, every
 from zanalysis import initializers
 from zanalysis.analyzers.span import activation_span
 from zanalysis.errors import InputError, RunFileError, did_you_mean
-from zanalysis.experiments.data import Dataset, load
+from zanalysis.experiments.data import Dataset
 from zanalysis.experiments.models import Network, perceptron
 from zanalysis.verify.theorem1 import SPAN
 
@@ -32,8 +32,8 @@ SCALES: dict[str, int | None] = {"smoke": 100, "small": 300, "paper": None}
 """Steps of each scale; at the paper's it is 20 epochs."""
 WIDTHS = {
     "digits": (64, 128, 256),
-    "mnist": (1024, 2048),
-    "fashion-mnist": (1024, 2048),
+    "mnist": (1024,),
+    "fashion-mnist": (1024,),
 }
 PAPER_WIDTHS = (256, 512, 1024, 2048)
 
@@ -118,8 +118,29 @@ def _initialized(case: Case, training: Training) -> nn.Sequential:
         for parameter in model.parameters():
             nn.init.kaiming_normal_(parameter, generator=generator)
     else:
-        initializers.gi_(model, "standard" if case.initialization == "identity" else "hadamard")
+        kind: Literal["standard", "hadamard"] = (
+            "standard" if case.initialization == "identity" else "hadamard"
+        )
+        initializers.gi_(model, kind, _normalization(case))
     return model.to(training.device)
+
+
+def _normalization(case: Case) -> initializers.Normalization:
+    """Return the Hadamard factor: the orthonormal one, but a power of two where ties are to be kept.
+
+    With an irrational factor a unit whose pre-activation is exactly 0 gets a rounding error of either
+    sign, and the ReLU passes the gradient of one of two tied units and not of the other: an error of
+    1e-17 becomes one of 1e-6 in the first step. `2^{−m/2}` is a power of two where m is even, the
+    paper's printed `2^{−(m−1)/2}` where it is odd.
+
+    Args:
+        case: the network.
+
+    Returns:
+        The normalization.
+    """
+    even = (case.width - 1).bit_length() % 2 == 0
+    return "orthonormal" if case.initialization != "hadamard-float64" or even else "paper"
 
 
 def _batches(data: Dataset, seed: int, steps: int) -> Iterator[Tensor]:
@@ -184,6 +205,7 @@ def train(
         },
     )
     with tracker:
+        progress(0, training.steps)
         tracker.log(**_spans(model, images))
         for done, batch in enumerate(_batches(training.data, training.seed, training.steps), 1):
             optimizer.zero_grad()
@@ -236,13 +258,17 @@ def train_all(
     try:
         torch.empty(1, device=training.device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {training.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"device {training.device!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
     networks = cases(widths)
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFileError(f"cannot make the folder {folder}: {error.strerror}; choose another with --out.") from error
+        raise RunFileError(
+            f"cannot make the folder {folder}: {error.strerror}; choose another with --out."
+        ) from error
     paths = {case: folder / case.filename for case in networks}
     existing = [path for path in paths.values() if path.exists()]
     if existing and not overwrite:

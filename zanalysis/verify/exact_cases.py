@@ -73,7 +73,15 @@ def lemma_1(seeds: Sequence[int] = (0, 1, 2)) -> Verdict:
         for u, v in ((1, 5), (3, 3), (6, 2), (5, 4)):
             a, b = draw(40, u) @ draw(u, 12), draw(40, v) @ draw(v, 9)
             bound = min(float(rank(a)), float(rank(b)))
-            rows.append({"seed": seed, "U": rank(a).item(), "V": rank(b).item(), "bound": bound, "rank": rank(a.T @ b).item()})
+            rows.append(
+                {
+                    "seed": seed,
+                    "U": rank(a).item(),
+                    "V": rank(b).item(),
+                    "bound": bound,
+                    "rank": rank(a.T @ b).item(),
+                }
+            )
     evidence = pd.DataFrame(rows)
     worst = evidence.loc[(evidence["rank"] - evidence["bound"]).idxmax()]
     fine = bool((evidence["rank"] <= evidence["bound"]).all())

@@ -137,7 +137,7 @@ class Perceptron:
                 yield f"the module type {kind} is not part of the theorem's network"
 
     def starts(self) -> list[str]:
-        """Return how each weight started, in order: ``identity``, ``hadamard``, ``zero``, ``other`` …"""
+        """Return how each weight started, in order: ``identity``, ``hadamard``, ``zero``, ``other`` …."""
         return [str(layer.get("start", "unrecorded")) for layer in self.layers]
 
     def not_identity(self) -> Iterator[str]:
@@ -161,7 +161,9 @@ class Perceptron:
             status of the step that is neither ok, zero nor below_noise, else the empty string.
         """
         rows = self.table[self.table["layer"] == layer]
-        names = rows["metric"] + rows["tolerance_rule"].map(lambda rule: "" if rule == "none" else f" ({rule})")
+        names = rows["metric"] + rows["tolerance_rule"].map(
+            lambda rule: "" if rule == "none" else f" ({rule})"
+        )
         wide = rows.assign(name=names).pivot_table(
             index="step", columns="name", values="value", aggfunc="first", dropna=False, observed=True
         )

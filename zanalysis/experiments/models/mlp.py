@@ -1,5 +1,6 @@
 """The perceptrons on which Theorem 1 is checked."""
 
+import itertools
 from collections import OrderedDict
 from typing import Literal
 
@@ -36,7 +37,7 @@ def perceptron(
     """
     widths = [n_x, *([n_x] if network == "notebook" else []), n_h, n_h, n_y]
     modules: OrderedDict[str, nn.Module] = OrderedDict()
-    pairs = list(zip(widths[:-1], widths[1:], strict=True))
+    pairs = list(itertools.pairwise(widths))
     for i, (columns, rows) in enumerate(pairs, 1):
         modules[f"W{i}"] = nn.Linear(columns, rows, bias=False, dtype=dtype)
         if i < len(pairs):
