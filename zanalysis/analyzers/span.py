@@ -207,10 +207,10 @@ class ActivationSpan:
         upper = (values.square() + self._kept.rule.energy.sum()).sqrt() if self.skipped else values
         low, high = self._tau(rule, values[0]), self._tau(rule, upper[0])
         if low < factor.floor * values[0]:
-            cure = "construct the span with exact=True" if isinstance(factor, Gram) else "take a larger one"
+            cure = "construct it with exact=True" if isinstance(factor, Gram) else "enlarge it"
             raise InputError(
-                f"the tolerance {low.item():.3g} lies below {factor.floor:.2g} of the largest singular value, "
-                f"{values[0].item():.3g}, where float64 arithmetic decides nothing: {cure}."
+                f"the tolerance {low.item():.3g} lies below {factor.floor:.2g} of the largest singular "
+                f"value, {values[0].item():.3g}, where float64 arithmetic decides nothing: {cure}."
             )
         if isinstance(rule, str) and low >= values[0]:
             return Reading(nan, high, "below_noise")
