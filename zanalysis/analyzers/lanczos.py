@@ -32,10 +32,10 @@ def extreme_singular_values(
 ) -> Tensor:
     """Find the k largest or smallest singular values of a map.
 
-    Every value is certified: σ is returned if unit vectors u, v are at hand with ‖A v − σ u‖ and ‖Aᵀ u − σ
-    v‖ at most tolerance · σ₁, both taken by products of their own, and is NaN otherwise. Some singular
-    value of A then lies that close to σ (Weyl). The start is random, by a generator of its own with a fixed
-    seed.
+    Every value is certified: σ is returned if unit vectors u, v are at hand with ‖A v − σ u‖ and ‖Aᵀ u − σ v‖
+    at most tolerance · σ₁, by products of their own, and is NaN otherwise. Some singular value of A then
+    lies that close to σ (Weyl). Where σ itself is that small, ‖A v − σ u‖ is enough, with v on the smaller
+    side. The start is random, by a generator of its own with a fixed seed.
 
     Args:
         times: `[n, columns] -> [m, columns]`, A times a block, float64.
@@ -84,7 +84,8 @@ def extreme_singular_values(
         left, values, right = torch.linalg.svd(P)
         wanted = slice(len(values) - k, None) if smallest else slice(0, k)
         residual = torch.linalg.vector_norm(rest @ left[old:, wanted], dim=0)
-        done = V.shape[1] == n or bool((residual <= tolerance / 4 * values[0]).all())
+        near = tolerance / 4 * values[0]
+        done = V.shape[1] == n or bool(((residual <= near) | (values[wanted] <= near)).all())
         room = n - V.shape[1]
         if done or V.shape[1] >= limit:
             break
@@ -94,7 +95,9 @@ def extreme_singular_values(
     u, v, sigma = U @ left[:, wanted], V @ right[wanted].T, values[wanted]
     forth = torch.linalg.vector_norm(times(v) - sigma * u, dim=0)
     back = torch.linalg.vector_norm(adjoint(u) - sigma * v, dim=0)
-    return torch.where(torch.maximum(forth, back) <= tolerance * values[0], sigma, torch.nan)
+    # Where σ is that small, A v alone shows it, and in a null space u need not be the partner of v.
+    near = tolerance * values[0]
+    return torch.where((forth <= near) & ((back <= near) | (sigma <= near)), sigma, torch.nan)
 
 
 def _project(basis: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,9 +62,10 @@ class ActivationSpan:
     · σ₁. Where τ lies below that (float64 activations, or at most 8 features in float32) a triangular
     factor is kept instead, which does not square the condition; `exact=True` asks for it always.
 
-    It stops accumulating once full: samples are skipped where it is proved that they change nothing (the
-    proof is in `zanalysis.analyzers.stopping`). A later batch that outweighs all before it is accumulated
-    again; what had been skipped is then bounded, and where the bounds leave the dimension open it is NaN.
+    It stops accumulating once full: samples are skipped where it is proved that they change nothing at the
+    default tolerance (the proof is in `zanalysis.analyzers.stopping`). A later batch that outweighs all
+    before it is accumulated again; what had been skipped is then bounded, and where the bounds leave a
+    dimension open, as they may at another tolerance, it is NaN. `stop_when_full=False` keeps all.
 
     Statuses: `ok`; `empty` (no sample); `nonfinite`; `zero` (the dimension is 0); `below_noise` (a relative
     tolerance reaches σ₁, as in bfloat16 from 128 features on: NaN, where `tolerance="rounding"` still
