@@ -62,9 +62,10 @@ class ActivationSpan:
     · σ₁. Where τ lies below that (float64 activations, or at most 8 features in float32) a triangular
     factor is kept instead, which does not square the condition; `exact=True` asks for it always.
 
-    It stops accumulating once full: samples are skipped where it is proved that they change nothing (the
-    proof is in `zanalysis.analyzers.stopping`). A later batch that outweighs all before it is accumulated
-    again; what had been skipped is then bounded, and where the bounds leave the dimension open it is NaN.
+    It stops accumulating once full: samples are skipped where it is proved that they change nothing at the
+    default tolerance (the proof is in `zanalysis.analyzers.stopping`). A later batch that outweighs all
+    before it is accumulated again; what had been skipped is then bounded, and where the bounds leave a
+    dimension open, as they may at another tolerance, it is NaN. `stop_when_full=False` keeps all.
 
     Statuses: `ok`; `empty` (no sample); `nonfinite`; `zero` (the dimension is 0); `below_noise` (a relative
     tolerance reaches σ₁, as in bfloat16 from 128 features on: NaN, where `tolerance="rounding"` still
@@ -207,10 +208,10 @@ class ActivationSpan:
         upper = (values.square() + self._kept.rule.energy.sum()).sqrt() if self.skipped else values
         low, high = self._tau(rule, values[0]), self._tau(rule, upper[0])
         if low < factor.floor * values[0]:
-            cure = "construct the span with exact=True" if isinstance(factor, Gram) else "take a larger one"
+            cure = "construct it with exact=True" if isinstance(factor, Gram) else "enlarge it"
             raise InputError(
-                f"the tolerance {low.item():.3g} lies below {factor.floor:.2g} of the largest singular value, "
-                f"{values[0].item():.3g}, where float64 arithmetic decides nothing: {cure}."
+                f"the tolerance {low.item():.3g} lies below {factor.floor:.2g} of the largest singular "
+                f"value, {values[0].item():.3g}, where float64 arithmetic decides nothing: {cure}."
             )
         if isinstance(rule, str) and low >= values[0]:
             return Reading(nan, high, "below_noise")
