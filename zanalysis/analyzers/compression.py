@@ -105,6 +105,8 @@ def compress(
     become smaller at the ranks which a *rule* chose. Ranks given as numbers are carried out whatever they
     cost.
 
+    Variational Bayes finds rank 0 in a kernel that is all noise or an identity, as most are before training;
+    such a layer becomes rank 1, which changes its function altogether: `error` in the report says how much.
     Hooks on a replaced convolution do not pass to its replacement.
 
     Args:
@@ -139,7 +141,7 @@ def compress(
     _check_ranks(ranks, threshold, convolutions)
     multiplications, positions = _counted(model, input)
     obstacles = _obstacles(convolutions)
-    copied = copy.deepcopy(model)
+    copied = _copied(model)
     twins = _convolutions(copied)
     replacements: dict[int, nn.Module] = {}
     records: list[CompressedLayer] = []
@@ -171,6 +173,16 @@ def compress(
 
 def _convolutions(model: nn.Module) -> dict[str, _Convolution]:
     return {layer_name(name): m for name, m in model.named_modules() if isinstance(m, _CONVOLUTIONS)}
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} cannot be copied: {error} Remove what computes its weights (pruning, "
+            "the older weight norm) first; expected a model that copy.deepcopy takes."
+        ) from error
 
 
 def _parameters(module: nn.Module) -> int:
@@ -212,7 +224,7 @@ def _obstacles(convolutions: Mapping[str, _Convolution]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, convolution in convolutions.items():
         if parametrize.is_parametrized(convolution) or convolution._parameters.get("weight") is None:
-            found[name] = "its weight is computed from other tensors (a parametrization, pruning or a norm)"
+            found[name] = "its weight is computed from other tensors"
         elif type(convolution) not in _CONVOLUTIONS:
             found[name] = f"it is a {type(convolution).__name__}, which may compute something else"
         elif convolution.groups != 1:
@@ -299,7 +311,7 @@ def _counted(
     from torch.utils.flop_counter import FlopCounterMode  # only a count needs it
 
     positions: dict[str, tuple[int, int]] = {}
-    twin = copy.deepcopy(model).eval()
+    twin = _copied(model).eval()
     for name, convolution in _convolutions(twin).items():
 
         def count(
