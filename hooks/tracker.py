@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from numbers import Real
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -130,7 +129,7 @@ class RankTracker:
             raise InputError(f"got spectrum_size = {spectrum_size!r}, expected a whole number, 1 or more.")
         if on_full not in ("block", "drop"):
             raise InputError(f"got on_full = {on_full!r}, expected 'block' or 'drop'.")
-        if not isinstance(flush_seconds, Real) or not flush_seconds >= 0:
+        if not isinstance(flush_seconds, int | float) or not flush_seconds >= 0:
             raise InputError(f"got flush_seconds = {flush_seconds!r}, expected seconds, 0 or more.")
         self._schedule = every(50) if schedule is None else schedule
         self._layers = select_layers(model, layers, view)
@@ -440,7 +439,7 @@ def _preserved_rng(needed: bool) -> Iterator[None]:
         yield
         return
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

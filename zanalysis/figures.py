@@ -143,7 +143,7 @@ def _right_panel(axes: Axes, networks: Sequence[Perceptron]) -> None:
             support = seen[["support_rows", "support_columns"]].min(axis=1)
             axes.plot(support.index, support, ":", color=color, linewidth=2, label=f"{name}: exact support")
         logged = network.run.logged()
-        spans = [column for column in logged if column.startswith(SPAN)]
+        spans = [column for column in map(str, logged.columns) if column.startswith(SPAN)]
         if spans:
             widest = logged.set_index("step")[spans].max(axis=1).dropna()
             axes.plot(

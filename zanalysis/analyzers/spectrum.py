@@ -89,18 +89,21 @@ def checked_tolerance(tolerance: Any) -> Tolerance:
 
 
 def _numpy_threshold(residual: Residual) -> Tensor:
-    return torch.mul(residual.scale, max(residual.shape) * residual.eps)
+    value: Tensor = residual.scale * (max(residual.shape) * residual.eps)
+    return value
 
 
 def _rounding_threshold(residual: Residual) -> Tensor:
+    unit = residual.eps / 2 / math.sqrt(3)
+
     def reach(matrices: Tensor) -> Tensor:
         if 0 in matrices.shape:
             return torch.full(matrices.shape[:-2], torch.nan, dtype=torch.float64, device=matrices.device)
         rows = torch.linalg.vector_norm(matrices, dim=-1).amax(-1)
         columns = torch.linalg.vector_norm(matrices, dim=-2).amax(-1)
-        return rows + columns
+        total: Tensor = rows + columns
+        return total
 
-    unit: float = residual.eps / 2 / math.sqrt(3)
     norms = reach(residual.weight)
     if residual.reference is not None:
         norms = torch.maximum(norms, reach(residual.reference))
