@@ -47,7 +47,8 @@ def test_missing_files_say_which_and_where(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"\0\0\x08\x01\0\0\0\x09abc", "truncated"), (b"GIF89a", "not an IDX file"), (b"", "IDX")]
+    ("content", "says"),
+    [(b"\0\0\x08\x01\0\0\0\x09abc", "truncated"), (b"GIF89a", "not an IDX file"), (b"", "IDX")],
 )
 def test_damaged_files_are_named(tmp_path, content, says):
     for name, shape in SHAPES.items():
@@ -71,7 +72,9 @@ def test_fetching_that_fails_says_what_to_do(monkeypatch, tmp_path):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(pooch.Pooch, "fetch", refuse)
-    with pytest.raises(ZAnalysisError, match=r"could not be fetched .* pass the folder above it as --data-dir"):
+    with pytest.raises(
+        ZAnalysisError, match=r"could not be fetched .* pass the folder above it as --data-dir"
+    ):
         load("mnist")
 
 
