@@ -47,6 +47,7 @@ PREDICTIONS = {
     "second cap": "Hadamard's rank(W_l − I) ≤ p + N_y, p = 2^⌈log₂ N_x⌉",
 }
 _RELATIONS = {"(i)": "=", "(iii)": ">", "Lemma 2": "="}
+_SMALL = 512
 _COLORS = {"holds": "green", "violated": "red", "inconclusive": "yellow"}
 
 
@@ -84,6 +85,11 @@ def theorem1(
 
     training = Training(load(data, data_dir), network, scale, seed, device)  # type: ignore[arg-type]
     widths = tuple(width or (PAPER_WIDTHS if scale == "paper" and data != "digits" else WIDTHS[data]))
+    if max(widths) <= _SMALL:
+        import torch
+
+        # Nothing gained by threads at this size, and much lost where they wait for each other.
+        torch.set_num_threads(1)
     with Progress(
         TextColumn("{task.description}", justify="left"),
         BarColumn(),

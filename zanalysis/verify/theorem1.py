@@ -90,7 +90,8 @@ def _worst(claim: str, parts: Sequence[Verdict], fallback: str, largest: bool = 
     why = chosen.why
     others = [part for part in deciding if part is not chosen]
     if judgement != "inconclusive" and others:
-        why = f"{why.rstrip('.')}. The verdict is the same on {len(others)} more."
+        named = ", ".join(part.claim.removeprefix(f"{claim} ") for part in others[:8])
+        why = f"{why.rstrip('.')}. The verdict is the same on {named}{', …' if len(others) > 8 else ''}."
     if judgement == "inconclusive" and others:
         why = "; ".join(dict.fromkeys(part.why for part in deciding))
     rows = [part.evidence.assign(part=part.claim) for part in parts if len(part.evidence)]
