@@ -153,12 +153,14 @@ def _dense(network: NetworkMap, x: Tensor, memory: int, size: _Size) -> Tensor:
 
 
 def _singular_values(jacobians: Tensor) -> Tensor:
+    finite = jacobians.isfinite().flatten(1).all(1)
     matrices = jacobians.to(torch.float64)
-    finite = matrices.isfinite().flatten(1).all(1)
-    matrices = torch.where(finite[:, None, None], matrices, 0.0)
+    if not finite.all():
+        matrices = torch.where(finite[:, None, None], matrices, 0.0)
     if matrices.shape[1] < matrices.shape[2]:
         matrices = matrices.mT
     if 2 * matrices.shape[2] < matrices.shape[1]:
+        # A triangle of the short side has the same singular values, and unlike a Gram matrix all their digits.
         matrices = torch.linalg.qr(matrices, mode="r").R
     values: Tensor = torch.linalg.svdvals(matrices)
     return torch.where(finite[:, None], values, torch.nan)
