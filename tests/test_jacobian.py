@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zanalysis.analyzers.jacobian import jacobian_singular_values
-from zanalysis.analyzers.lanczos import extreme_singular_values
+from zanalysis.analyzers.block_lanczos import extreme_singular_values
 from zanalysis.errors import InputError
 
 

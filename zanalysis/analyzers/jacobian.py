@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zanalysis.analyzers.lanczos import extreme_singular_values
+from zanalysis.analyzers.block_lanczos import extreme_singular_values
 from zanalysis.analyzers.modes import evaluating, find_modules, watching
 from zanalysis.analyzers.products import NetworkMap, PlainProducts, TracedProducts
 from zanalysis.errors import InputError, did_you_mean
@@ -47,7 +47,7 @@ def jacobian_singular_values(
     output, for many samples at once; where the network's operations do not vectorize (an LSTM), row by row.
     Their singular values are those of a small triangular factor where J is thin, and never of JJᵀ, which
     would lose half the digits. Large maps are not formed: J·v and Jᵀ·u feed a block Lanczos iteration
-    (`zanalysis.analyzers.lanczos`), J·v as the derivative of Jᵀ·u by u, since forward mode is missing for
+    (`zanalysis.analyzers.block_lanczos`), J·v as the derivative of Jᵀ·u by u, since forward mode is missing for
     attention and LSTM.
 
     Args:
