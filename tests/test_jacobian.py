@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zanalysis.analyzers.jacobian import jacobian_singular_values
 from zanalysis.analyzers.block_lanczos import extreme_singular_values
+from zanalysis.analyzers.jacobian import jacobian_singular_values
 from zanalysis.errors import InputError
 
 
