@@ -110,8 +110,9 @@ def count_by_inertia(A: Tensor, tau: float, largest: float, margin: bool) -> Cou
     if not margin:
         return Count(above, None)
     # The Rayleigh quotient of A itself, not of A Aᵀ: no digits are lost to the square.
-    images = [np.linalg.norm(vector @ A.numpy()) for vector in nearest.vectors]
-    distances = [abs(float(image) - tau) for image in images]
+    # One more inverse iteration takes out of the vector what the large singular values would add.
+    images = [_stretch(solve(vector), A.numpy()) for vector in nearest.vectors]
+    distances = [abs(image - tau) for image in images]
     if min(distances) == distances[-1] and nearest.below and images[-1] ** 2 < 1e4 * doubt:
         # Gram matrices do not tell such singular values apart, and which of them is largest.
         unresolved = math.sqrt(images[-1] ** 2 + doubt)
@@ -124,6 +125,10 @@ def _gram(array: Any) -> Any:
     if array.flags.c_contiguous:
         return blas.dsyrk(1.0, array.T, trans=1, lower=1)
     return blas.dsyrk(1.0, np.asfortranarray(array), trans=0, lower=1)
+
+
+def _stretch(vector: Any, array: Any) -> float:
+    return float(np.linalg.norm(vector @ array) / np.linalg.norm(vector))
 
 
 def _inertia(factors: Any, pivots: Any) -> tuple[int, int]:

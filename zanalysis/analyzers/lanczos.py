@@ -32,7 +32,8 @@ LOOSE = 5e-5
 
 MOST_STEPS = 250
 LEADING = 4
-RANDOM_SHARE = 0.1
+FADING = 0.1
+RANDOM_SHARE = 0.05
 FEWEST_STEPS = 6
 UNRESOLVED = 3e-5
 
@@ -178,11 +179,11 @@ def top_singular(A: Tensor, tolerance: float, start: Tensor | None = None) -> To
         good = error <= tolerance or (at_floor and tolerance < floor)
         if exhausted or (good and confirmed):
             ritz = torch.from_numpy(right[:LEADING]).to(basis) @ basis[:step]
-            leading = (0.5 ** torch.arange(ritz.shape[0]).to(ritz)) @ ritz
+            leading = (FADING ** torch.arange(ritz.shape[0]).to(ritz)) @ ritz
             return Top(float(values[0]), error, ritz[0] / ritz[0].norm(), gap, leading, step)
         # Two singular values that are nearly one look converged before they part: look twice.
         confirmed = good
-        next_check = step + (2 if good else 3)
+        next_check = step + 2
     return None
 
 

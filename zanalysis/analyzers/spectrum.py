@@ -92,12 +92,12 @@ def _rounding_threshold(residual: Residual) -> Tensor:
     def reach(matrices: Tensor) -> Tensor:
         if 0 in matrices.shape:
             return torch.full(matrices.shape[:-2], torch.nan, dtype=torch.float64, device=matrices.device)
-        rows = torch.linalg.vector_norm(matrices, dim=-1).amax(-1)
+        rows: Tensor = torch.linalg.vector_norm(matrices, dim=-1).amax(-1)
         columns = torch.linalg.vector_norm(matrices, dim=-2).amax(-1)
         return rows + columns
 
     unit: float = residual.eps / 2 / math.sqrt(3)
-    norms = reach(residual.weight)
+    norms: Tensor = reach(residual.weight)
     if residual.reference is not None:
         norms = torch.maximum(norms, reach(residual.reference))
     return norms * (2 * unit)
