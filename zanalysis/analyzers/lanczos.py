@@ -211,7 +211,7 @@ def spectral_norm_of_matrix(A: Tensor, work: Tensor, warm: WarmStart | None, key
     quotient in float64 is then right to the square of the vector's error, and so is the bound.
 
     Args:
-        A: `[m, n]` in any floating dtype, finite, not zero: what σ₁ is wanted of.
+        A: `[m, n]`, float64, finite, not zero: what σ₁ is wanted of.
         work: A in float32 or float64, with entries near 1 enough to be squared, times a constant.
         warm: where to start from and what to remember.
         key: the name of the matrix in `warm`.
@@ -235,19 +235,17 @@ def spectral_norm_of_matrix(A: Tensor, work: Tensor, warm: WarmStart | None, key
     if work.dtype == torch.float64:
         return None
     scale = float(tall.abs().amax())
-    exact = top_singular(tall.double() / scale, TIGHT, top.leading.double())
+    exact = top_singular(tall / scale, TIGHT, top.leading.double())
     return None if exact is None or exact.error > TIGHT else exact.value * scale
 
 
 def _rayleigh(A: Tensor, v: Tensor) -> tuple[float, float]:
-    """Return ‖A v‖ and ‖Aᵀu − ‖A v‖ v‖ in float64, converting a few rows of A at a time."""
-    v = v.double() / v.double().norm()
-    unit = A.abs().amax().double()
-    blocks = (
-        [A / unit] if A.dtype == torch.float64 else [block.double() / unit for block in torch.split(A, 256)]
-    )
-    vector = _array(v)
-    images = [_array(block) @ vector for block in blocks]
-    value = math.sqrt(sum(float(u @ u) for u in images))
-    w = sum(u @ _array(block) for u, block in zip(images, blocks, strict=True))
-    return value * float(unit), _norm(w / value - value * vector) * float(unit)
+    """Return ‖A v‖ and ‖Aᵀu − ‖A v‖ v‖ in float64."""
+    unit = float(A.abs().amax())
+    if not 1e-100 < unit < 1e100:
+        value, residual = _rayleigh(A / unit, v)
+        return value * unit, residual * unit
+    matrix, vector = _array(A), _array(v.double() / v.double().norm())
+    u = matrix @ vector
+    value = _norm(u)
+    return value, _norm((u @ matrix) / value - value * vector)

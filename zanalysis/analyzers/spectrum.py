@@ -93,7 +93,7 @@ def _rounding_threshold(residual: Residual) -> Tensor:
         if 0 in matrices.shape:
             return torch.full(matrices.shape[:-2], torch.nan, dtype=torch.float64, device=matrices.device)
         rows: Tensor = torch.linalg.vector_norm(matrices, dim=-1).amax(-1)
-        columns = torch.linalg.vector_norm(matrices, dim=-2).amax(-1)
+        columns: Tensor = torch.linalg.vector_norm(matrices, dim=-2).amax(-1)
         return rows + columns
 
     unit: float = residual.eps / 2 / math.sqrt(3)
@@ -150,7 +150,8 @@ def status_codes(residual: Residual, tau: Tensor | None = None) -> Tensor:
     if residual.empty:
         return code("empty").expand(residual.batch_shape)
     result = code("ok").expand(residual.batch_shape)
-    if tau is not None:
+    # No entry exceeds σ₁, which need not be known where the largest entry is above τ already.
+    if tau is not None and not bool((residual.unit > tau).all()):
         result = torch.where(residual.largest <= tau, code("below_noise"), result)
     result = torch.where(residual.zero, code("zero"), result)
     if residual.identity_scale is not None:
