@@ -244,7 +244,7 @@ class TestViewsAndReferences:
     @pytest.mark.parametrize("n", [30, 200])
     def test_tolerance_grows_with_the_reference(self, n):
         start, update = 100 * draw(n, n), draw(n, 2, 1) @ draw(2, n, 2)
-        W = start + update
+        W = 0.5 * start + update
         difference = W.double().numpy() - start.double().numpy()
         for tolerance in ("numpy", "rounding"):
             if tolerance == "numpy":
@@ -253,6 +253,8 @@ class TestViewsAndReferences:
             else:
                 tau = max(rounding_tau(W, EPS[torch.float32]), rounding_tau(start, EPS[torch.float32]))
             exact = singular_values(difference)
+            used = spectrum.threshold(Residual.of(W, start), tolerance)
+            assert float(used) == pytest.approx(tau, rel=1e-8)
             assert spectrum.rank(W, reference=start, tolerance=tolerance) == (exact > tau).sum()
 
     def test_the_weight_is_left_alone(self):

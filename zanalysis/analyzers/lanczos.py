@@ -178,7 +178,7 @@ def top_singular(A: Tensor, tolerance: float, start: Tensor | None = None) -> To
         at_floor = residuals[0] <= floor * values[0]
         good = error <= tolerance or (at_floor and tolerance < floor)
         if exhausted or (good and confirmed):
-            ritz = torch.from_numpy(right[:LEADING]).to(basis) @ basis[:step]
+            ritz = torch.as_tensor(right[:LEADING]).to(basis) @ basis[:step]
             leading = (FADING ** torch.arange(ritz.shape[0]).to(ritz)) @ ritz
             return Top(float(values[0]), error, ritz[0] / ritz[0].norm(), gap, leading, step)
         # Two singular values that are nearly one look converged before they part: look twice.
