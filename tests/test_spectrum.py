@@ -379,3 +379,15 @@ def test_invariance(seed, shape, rank):
             wanted = float(getattr(spectrum, name)(plain))
             wide = max(rel, 1e-4) if name in ("stable_rank", "effective_rank") else rel
             assert float(getattr(spectrum, name)(other)) == pytest.approx(wanted, rel=wide), name
+
+
+def test_distinct_rows_are_a_metric_of_the_matrix_as_stored():
+    W = torch.ones(6, 4)
+    W[3:] = torch.arange(4.0)
+    W[5] += 1
+    (plain, residual), _ = plan(("distinct_rows",), ("none", "tensor")).evaluate(
+        W, {"none": None, "tensor": torch.ones(6, 4)}
+    )
+    assert (plain.value.item(), residual.value.item()) == (3, 3)
+    batch = torch.stack((W, torch.ones(6, 4)))
+    assert plan("distinct_rows").evaluate(batch, {"none": None})[0][0].value.tolist() == [3, 1]

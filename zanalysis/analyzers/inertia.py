@@ -248,7 +248,7 @@ def count_by_range(A: Tensor, tau: float, largest: float, frobenius: float, marg
         The count; None where the numerical rank is not small, or a singular value too near to τ.
 
     Example:
-        >>> A = torch.zeros(64, 64, dtype=torch.float64)
+        >>> A = torch.zeros(256, 256, dtype=torch.float64)
         >>> A[0, 0], A[1, 1] = 5.0, 3.0
         >>> count_by_range(A, 1.0, 5.0, 34.0**0.5, False)
         Count(rank=2, margin=None)

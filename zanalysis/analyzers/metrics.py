@@ -17,6 +17,7 @@ from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import Reference, View, checked_parameter, identity_scale_of
 from zanalysis.analyzers.residual import Residual
 from zanalysis.analyzers.statuses import CODES
+from zanalysis.analyzers.symmetry import distinct_rows
 from zanalysis.errors import InputError, did_you_mean
 
 __all__ = ["NONE", "Key", "Measurement", "Plan", "UserMetric", "checked_metrics"]
@@ -26,6 +27,16 @@ NONE = "none"
 
 UserMetric = Callable[[Tensor], Any]
 
+
+def _distinct_rows(residual: Residual) -> Tensor:
+    if residual.empty:
+        return residual.full(math.nan)
+    # In the stored dtype, whose rounding says which rows are equal; of the weight alone, without a bias.
+    matrices = residual.kept if residual.differ is None else residual.matrices.to(residual.stored)
+    counts = [distinct_rows(matrix) for matrix in matrices.reshape(-1, *residual.shape)]
+    return torch.where(residual.defined, torch.stack(counts).reshape(residual.batch_shape), torch.nan)
+
+
 _PLAIN: Mapping[str, Callable[[Residual], Tensor]] = {
     "stable_rank": spectrum.stable_rank_of,
     "effective_rank": spectrum.effective_rank_of,
@@ -34,6 +45,7 @@ _PLAIN: Mapping[str, Callable[[Residual], Tensor]] = {
     "nuclear_norm": spectrum.nuclear_norm_of,
     "support_rows": lambda residual: spectrum.support_of(residual).rows,
     "support_columns": lambda residual: spectrum.support_of(residual).columns,
+    "distinct_rows": _distinct_rows,
 }
 _WITH_TOLERANCE = {"rank": spectrum.rank_of, "rank_margin": spectrum.rank_margin_of}
 _GROUPS = {"support": ("support_rows", "support_columns")}
