@@ -130,7 +130,7 @@ class RankTracker:
             raise InputError(f"got spectrum_size = {spectrum_size!r}, expected a whole number, 1 or more.")
         if on_full not in ("block", "drop"):
             raise InputError(f"got on_full = {on_full!r}, expected 'block' or 'drop'.")
-        if not isinstance(flush_seconds, Real) or not flush_seconds >= 0:
+        if not _is_real(flush_seconds) or not flush_seconds >= 0:
             raise InputError(f"got flush_seconds = {flush_seconds!r}, expected seconds, 0 or more.")
         self._schedule = every(50) if schedule is None else schedule
         self._layers = select_layers(model, layers, view)
@@ -466,6 +466,10 @@ def _logged_number(name: str, value: Any) -> float:
     if not isinstance(held, Real):
         raise InputError(f"got {type(value).__name__}, expected one number")
     return float(held)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real)
 
 
 def _is_one(value: Any) -> bool:

@@ -29,6 +29,8 @@ def acquire(path: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
+        if not Path(lock.lock_file).exists():  # some versions wait in vain where no file can be made
+            raise RunFileError(f"cannot write {path}; choose a folder that you may write to.") from None
         raise RunFileError(
             f"{path} is being written by another tracker; close that one first, or choose another name."
         ) from None
