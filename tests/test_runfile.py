@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -160,7 +161,10 @@ def test_the_table_has_the_columns_types_and_order_of_the_contract(tmp_path):
 
 def test_a_file_with_no_record_gives_empty_tables(tmp_path):
     writer = RunWriter(tmp_path / "run.h5", SERIES, SPECTRA, k=K)
-    for run in (open_run(tmp_path / "run.h5"),):
+    assert flags(tmp_path / "run.h5") == 5  # for readers in other processes too
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        elsewhere = pool.submit(open_run, tmp_path / "run.h5").result()
+    for run in (open_run(tmp_path / "run.h5"), elsewhere):
         table = run.table()
         assert list(table.columns) == COLUMNS
         assert len(table) == 0
@@ -200,7 +204,7 @@ def test_an_unknown_spectrum_or_layer_is_said_with_what_there_is(tmp_path):
     run = open_run(tmp_path / "run.h5")
     with pytest.raises(InputError, match=r"no spectrum of layer 'c'.*it has: b \(weight, reference none\)"):
         run.spectra("c")
-    with pytest.raises(InputError, match="no layer 'c'.*Known: b, a"):
+    with pytest.raises(InputError, match=r"no layer 'c'.*Known: b, a"):
         run.tensor("c")
     RunWriter(tmp_path / "plain.h5", SERIES).close()
     with pytest.raises(InputError, match="record it with metrics="):
@@ -564,8 +568,9 @@ def test_repair_refuses_a_stranger_left_by_a_killed_program(tmp_path):
     path = tmp_path / "other.h5"
 
     def write():
-        file = h5py.File(path, "w", libver="latest")
-        file.create_dataset("x", (1,), maxshape=(None,), chunks=(1,))
+        with h5py.File(path, "w", libver="latest") as file:
+            file.create_dataset("x", (1,), maxshape=(None,), chunks=(1,))
+        file = h5py.File(path, "r+", libver="latest")
         file.swmr_mode = True
         return file
 
@@ -577,21 +582,8 @@ def test_repair_refuses_a_stranger_left_by_a_killed_program(tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("text", "checksum"),
-    [
-        (b"Four score and seven years ago", 0x17770551),
-        (b"", 0xDEADBEEF),
-        (b"a" * 12, None),
-        (b"a" * 13, None),
-    ],
-)
-def test_lookup3_has_its_published_values(text, checksum):
-    if not text:
-        pytest.skip("HDF5 never checks nothing")
-    assert 0 <= lookup3(text) < 2**32
-    if checksum is not None:
-        assert lookup3(text) == checksum
+def test_lookup3_has_its_published_value():
+    assert lookup3(b"Four score and seven years ago") == 0x17770551
 
 
 def test_lookup3_is_the_checksum_that_hdf5_writes(tmp_path):

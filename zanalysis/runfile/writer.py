@@ -42,17 +42,18 @@ Codes = npt.NDArray[np.uint8]
 
 OVERHEAD_PARTS = ("metrics", "writing")
 
-_descriptors: set[int] = set()
+_descriptors: dict[int, Path] = {}
 """The files open for writing in this process."""
 
 
 def _let_go() -> None:
     # Where a forked child ends by exit(), its copy of the HDF5 library closes every file: that would take
-    # the marks of SWMR off a file which the parent still writes. What the child writes goes nowhere.
-    for descriptor in _descriptors:
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, descriptor, inheritable=False)
-        os.close(null)
+    # the marks of SWMR off a file which the parent still writes. From now on the child can only read it.
+    for descriptor, path in _descriptors.items():
+        with contextlib.suppress(OSError):
+            reading = os.open(path, os.O_RDONLY)
+            os.dup2(reading, descriptor, inheritable=False)
+            os.close(reading)
     _descriptors.clear()
 
 
@@ -192,7 +193,7 @@ class RunWriter:
             raise
         self._committed = Committed(*(int(n) for n in self._file["committed"][:]))
         self._descriptor: int = self._file.id.get_vfd_handle()
-        _descriptors.add(self._descriptor)
+        _descriptors[self._descriptor] = self.path
 
     def _check_place(self, mode: Mode) -> None:
         if self.path.is_dir():
@@ -408,7 +409,7 @@ class RunWriter:
         try:
             self.flush()
         finally:
-            _descriptors.discard(self._descriptor)
+            _descriptors.pop(self._descriptor, None)
             self._file.close()
             release(self._lock)
 
@@ -417,7 +418,7 @@ class RunWriter:
         for buffer in (self._rows, self._logged, self._new_names, self._events):
             buffer.clear()
         self._account = None
-        _descriptors.discard(self._descriptor)
+        _descriptors.pop(self._descriptor, None)
         with contextlib.suppress(Exception):
             self._file.close()
         release(self._lock)
