@@ -1,7 +1,7 @@
 """Which parameters of a model are recorded, and under which names."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature
@@ -41,6 +41,14 @@ class Layer:
     matrices: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter itself; where it is parametrized, the weight that acts."""
+        if is_parametrized(self.owner, self.attribute):
+            return self.read()
+        value: Tensor = getattr(self.owner, self.attribute)
+        return value
 
     def read(self) -> Tensor:
         """Return the weight that counts, as it is now: detached, a Conv1d kernel as `[out, in, taps, 1]`."""
@@ -97,9 +105,10 @@ def select_layers(model: nn.Module, selection: Selection = None, view: View = "o
         )
     if selection is None:
         return candidates
-    patterns = (
-        [selection] if isinstance(selection, str | re.Pattern) or callable(selection) else list(selection)
-    )
+    single = isinstance(selection, str | re.Pattern) or callable(selection)
+    if not single and not isinstance(selection, Iterable):
+        raise InputError(f"got layers = {selection!r}, expected names, globs, patterns or predicates.")
+    patterns: list[Any] = [selection] if single else list(selection)  # type: ignore[arg-type]
     chosen: set[str] = set()
     for pattern in patterns:
         matching = {layer.name for layer in candidates if _matches(pattern, layer)}
@@ -178,7 +187,7 @@ def _effective(owner: nn.Module, attribute: str) -> Tensor:
         return value.detach()
     parametrization: Any = owner.parametrizations[attribute]  # type: ignore[index]
     modes = [(module, module.training) for module in parametrization.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in parametrization.buffers()]
+    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in parametrization.buffers()]
     try:
         for module, _ in modes:
             module.training = False
@@ -187,8 +196,10 @@ def _effective(owner: nn.Module, attribute: str) -> Tensor:
     finally:
         for module, training in modes:
             module.training = training
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        # An untouched buffer stays so: writing to it would invalidate what a pending backward saved.
+        for buffer, before, version in buffers:
+            if buffer._version != version:
+                buffer.copy_(before)
 
 
 def _matches(pattern: Pattern, layer: Layer) -> bool:
@@ -201,7 +212,15 @@ def _matches(pattern: Pattern, layer: Layer) -> bool:
             f"got {pattern!r} in layers, expected a name, a glob, a compiled regular expression "
             "or a predicate."
         )
-    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
-    wants = [p for p in signature(pattern).parameters.values() if p.kind in kinds]
-    several = len(wants) > 1 or any(p.kind is Parameter.VAR_POSITIONAL for p in wants)
-    return bool(pattern(layer.name, layer.read()) if several else pattern(layer.name))
+    return bool(pattern(layer.name, layer.parameter) if _takes_two(pattern) else pattern(layer.name))
+
+
+def _takes_two(predicate: Callable[..., bool]) -> bool:
+    try:
+        parameters = signature(predicate).parameters.values()
+    except ValueError:  # some built-in functions have no signature
+        return False
+    # What has a default is the predicate's own business: `lambda name, wanted=names: …`.
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.kind in positional and p.default is Parameter.empty]
+    return len(required) > 1 or any(p.kind is Parameter.VAR_POSITIONAL for p in parameters)

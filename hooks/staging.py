@@ -1,5 +1,6 @@
 """From the training loop to the file: a queue, and a thread that writes and flushes."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -16,6 +17,7 @@ OnFull = Literal["block", "drop"]
 _log = logging.getLogger("hooks")
 
 _FLUSH_BYTES = 4 << 20
+_PATIENCE = 3600.0  # seconds; `flush_seconds` may be infinite, a timeout may not
 _Task = Callable[[RunWriter], None]
 
 
@@ -35,7 +37,7 @@ class StagedWriter:
         Args:
             writer: an open run file, from now on used by the thread alone.
             flush_seconds: how long something may wait to be flushed.
-            on_full: whether a full queue makes the loop wait, or loses the record and counts it.
+            on_full: whether a full queue makes the loop wait, or loses what would not fit and counts it.
             capacity: how many records the queue holds.
         """
         self._writer = writer
@@ -45,6 +47,7 @@ class StagedWriter:
         self._failed = False
         self._closed = False
         self._dropped = 0
+        self._account: tuple[dict[str, float], float] | None = None
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._work, name="zanalysis-writer", daemon=True)
         self._thread.start()
@@ -56,16 +59,15 @@ class StagedWriter:
 
     def log(self, step: int, name: str, value: float) -> None:
         """Pass a scalar of the user's own on."""
-        self._put(lambda writer: writer.log(step, name, value), 24)
+        self._put(lambda writer: writer.log(step, name, value), 24, droppable=True)
 
     def event(self, step: int, kind: str, text: str, layer: str = "") -> None:
         """Pass an event on."""
-        self._put(lambda writer: writer.event(step, kind, text, layer), 512)
+        self._put(lambda writer: writer.event(step, kind, text, layer), 512, droppable=True)
 
     def overhead(self, seconds: Mapping[str, float], elapsed: float) -> None:
-        """Pass the account of the time spent on."""
-        account = dict(seconds)
-        self._put(lambda writer: writer.overhead(account, elapsed), 0)
+        """Replace the account of the time spent; it reaches the file with what is written next."""
+        self._account = (dict(seconds), elapsed)
 
     def flush(self) -> None:
         """Wait until everything passed on so far is in the file."""
@@ -73,6 +75,7 @@ class StagedWriter:
 
         def flush(writer: RunWriter) -> None:
             try:
+                self._write_account()
                 writer.flush()
             finally:
                 done.set()
@@ -83,10 +86,11 @@ class StagedWriter:
 
     def close(self) -> None:
         """Write what is left, close the file and end the thread. Twice is harmless."""
-        if self._closed or not self._alive():
+        if not self._alive():
             return
-        self._closed = True
-        self._queue.put(None)
+        if not self._closed:
+            self._closed = True
+            self._wait_for_room(None)
         self._thread.join()
 
     def _alive(self) -> bool:
@@ -102,15 +106,25 @@ class StagedWriter:
             except Full:
                 self._dropped += 1
         else:
-            self._queue.put((task, size))
+            self._wait_for_room((task, size))
+
+    def _wait_for_room(self, item: tuple[_Task, int] | None) -> None:
+        # A thread that is gone takes nothing from a full queue, and must not stop the training.
+        while self._alive():
+            with contextlib.suppress(Full):
+                self._queue.put(item, timeout=1.0)
+                return
 
     def _work(self) -> None:
         waiting, due, dropped = 0, -1.0, 0
         pending = False
         while True:
             try:
-                item = self._queue.get(timeout=max(0.0, due - time.monotonic()) if pending else None)
+                patience = min(max(0.0, due - time.monotonic()), _PATIENCE) if pending else None
+                item = self._queue.get(timeout=patience)
             except Empty:
+                if time.monotonic() < due:
+                    continue
                 item = (RunWriter.flush, 0)
             if item is None:
                 break
@@ -124,6 +138,7 @@ class StagedWriter:
                 if task is not RunWriter.flush and not pending:
                     pending, due = True, max(due, time.monotonic())
                 if waiting >= _FLUSH_BYTES or task is RunWriter.flush or time.monotonic() >= due:
+                    self._write_account()
                     self._writer.flush()
                     waiting, pending, due = 0, False, time.monotonic() + self._flush_seconds
             except Exception as error:
@@ -131,6 +146,7 @@ class StagedWriter:
         try:
             if not self._failed:
                 self._account_for_drops(dropped)
+                self._write_account()
                 self._writer.close()
         except Exception as error:
             self._give_up(error)
@@ -138,9 +154,13 @@ class StagedWriter:
     def _account_for_drops(self, told: int) -> int:
         dropped = self._dropped
         if dropped > told:
-            text = f"{dropped - told} records were dropped because the queue was full"
+            text = f"{dropped - told} records, scalars or events were dropped: the queue was full"
             self._writer.event(self._writer.last_step, "dropped", text)
         return dropped
+
+    def _write_account(self) -> None:
+        if self._account is not None:
+            self._writer.overhead(*self._account)
 
     def _give_up(self, error: Exception) -> None:
         self._failed = True
@@ -149,4 +169,5 @@ class StagedWriter:
             self._writer.path,
             error,
         )
-        self._writer.abandon()
+        with contextlib.suppress(Exception):
+            self._writer.abandon()

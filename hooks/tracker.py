@@ -129,7 +129,7 @@ class RankTracker:
             raise InputError(f"got spectrum_size = {spectrum_size!r}, expected a whole number, 1 or more.")
         if on_full not in ("block", "drop"):
             raise InputError(f"got on_full = {on_full!r}, expected 'block' or 'drop'.")
-        if not isinstance(flush_seconds, int | float) or not flush_seconds >= 0:
+        if not _is_real(flush_seconds) or not flush_seconds >= 0:
             raise InputError(f"got flush_seconds = {flush_seconds!r}, expected seconds, 0 or more.")
         self._schedule = every(50) if schedule is None else schedule
         self._layers = select_layers(model, layers, view)
@@ -143,6 +143,7 @@ class RankTracker:
         self._view = view
         self._spectrum_size = spectrum_size
         self._on_record = on_record
+        self._runs_user_code = self._plan.has_user_metrics or callable(view) or on_record is not None
         self._step = start
         self._told: set[str] = set()
         self._seconds = {"metrics": 0.0, "writing": 0.0}
@@ -177,23 +178,30 @@ class RankTracker:
         self._memory: MemoryWriter | None = None
         self._path: str | None = None
         self._hooks = ExitStack()
-        if path is None:
-            self._memory = MemoryWriter(self._series, spectra, described)
-            self._writer: MemoryWriter | StagedWriter = self._memory
-        else:
-            self._path = os.fspath(path)
-            writer = RunWriter(
-                path, self._series, spectra, described, k=spectrum_size, mode=mode, start=start
-            )
-            self._writer = StagedWriter(writer, flush_seconds, on_full)
+        self._open = True
+        with ExitStack() as undo:
+            if optimizers:
+                undo.callback(self._hooks.close)
+                self._hooks.callback(StepTap(optimizers[0], self.step).remove)
+            if path is None:
+                self._memory = MemoryWriter(self._series, spectra, described)
+                self._writer: MemoryWriter | StagedWriter = self._memory
+            else:
+                self._path = _checked_path(path)
+                writer = RunWriter(
+                    path, self._series, spectra, described, k=spectrum_size, mode=mode, start=start
+                )
+                if not writer.resumed:
+                    undo.callback(writer.path.unlink, missing_ok=True)
+                undo.callback(writer.abandon)
+                self._writer = StagedWriter(writer, flush_seconds, on_full)
+                if writer.resumed:
+                    self._writer.event(start, "resumed", _resumed(start, references))
+            undo.pop_all()
         # Runs at the latest when the interpreter ends; it must not keep the tracker alive.
         self._finalizer = weakref.finalize(self, self._writer.close)
-        self._open = True
         if start == 0 or self._due(start):
             self._record()
-        if optimizers:
-            tap = StepTap(optimizers[0], self.step)
-            self._hooks.callback(tap.remove)
 
     def step(self) -> None:
         """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
@@ -203,22 +211,21 @@ class RankTracker:
         if self._due(self._step):
             self._record()
 
-    def log(self, **scalars: Any) -> None:
+    def log(self, /, **scalars: Any) -> None:
         """Record scalars of the user's own at the current step.
 
         Args:
-            **scalars: numbers, or tensors and arrays that hold one.
+            **scalars: numbers, or tensors and arrays that hold one. The step is counted already: one
+                given under the name `step` is not recorded, which is said once.
         """
         if not self._open:
             self._say_once("closed", "log() was called after the tracker was closed; nothing was recorded.")
             return
         for name, value in scalars.items():
             try:
-                number = float(value.detach() if isinstance(value, Tensor) else value)
-                self._writer.log(self._step, name, number)
+                self._writer.log(self._step, name, _logged_number(name, value))
             except Exception as error:
-                text = f"{name}: got {type(value).__name__}, expected one number ({error})"
-                self._note("log", text, text)
+                self._note("log", name, f"log({name}=…) was not recorded: {error}")
 
     def table(self) -> "pd.DataFrame":
         """Return every number recorded so far.
@@ -235,9 +242,9 @@ class RankTracker:
         from zanalysis.runfile.tables import scalar_table
 
         assert self._memory is not None
-        rows, count = self._memory.rows, len(self._series)
+        rows, shape = self._memory.rows, (len(self._memory.rows), len(self._series))
         steps = np.array([row[0] for row in rows], np.int64)
-        value, tolerance, status = (np.array([row[i] for row in rows]).reshape(-1, count) for i in (1, 2, 3))
+        value, tolerance, status = (np.array([row[i] for row in rows]).reshape(shape) for i in (1, 2, 3))
         return scalar_table(self._series, steps, value, tolerance, status.astype(np.uint8))
 
     def close(self) -> None:
@@ -255,9 +262,13 @@ class RankTracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self._open:
-            self._writer.event(self._step, "exception", f"the loop was left by {kind.__name__}: {error}")
-        self.close()
+        try:
+            if kind is not None and self._open:
+                self._writer.event(self._step, "exception", f"the loop was left by {kind.__name__}: {error}")
+        except Exception as failure:
+            self._say_once("event", f"an event could not be recorded: {failure!r}")
+        finally:
+            self.close()
 
     def _due(self, step: int) -> bool:
         try:
@@ -269,12 +280,12 @@ class RankTracker:
     def _record(self) -> None:
         began = time.perf_counter()
         try:
-            with torch.no_grad(), _preserved_rng(self._plan.has_user_metrics):
+            with torch.no_grad(), _without_autocast(), _preserved_rng(self._runs_user_code):
                 numbers, spectra = self._measure()
-            measured = time.perf_counter()
-            value, tolerance, status = numbers
-            self._writer.append(self._step, value, tolerance, status, spectra)
-            self._tell(value, tolerance, status)
+                measured = time.perf_counter()
+                value, tolerance, status = numbers
+                self._writer.append(self._step, value, tolerance, status, spectra)
+                self._tell(value, tolerance, status)
         except Exception as error:
             self._note("record", "record", f"step {self._step} could not be recorded: {error!r}")
             return
@@ -292,10 +303,12 @@ class RankTracker:
                 measurements, spectrum = self._plan.evaluate(
                     layer.read(), self._references[layer.name], self._view, self._on_error(layer)
                 )
-                # [matrices, keys, 3], on the layer's device until all layers are done.
-                numbers = torch.stack(
-                    [torch.stack([part.double().reshape(count) for part in m], -1) for m in measurements], 1
-                )
+                # [matrices, keys, 3], on the layer's device until all layers are done. What is one number
+                # for the whole parameter, such as the scale of its identity, counts for each matrix.
+                parts = [
+                    torch.stack([p.double().reshape(-1).expand(count) for p in m], -1) for m in measurements
+                ]
+                numbers = torch.stack(parts, 1) if parts else torch.empty(count, 0, 3, dtype=torch.float64)
             except Exception as error:
                 self._on_error(layer)(Key(NONE, NONE, "every metric"), error)
                 nothing = torch.tensor([torch.nan, torch.nan, CODES["error"]], dtype=torch.float64)
@@ -429,7 +442,63 @@ def _reference_of(name: str, given: Any, layer: Layer) -> Reference:
     if isinstance(given, str):
         return layer.read().clone()
     tensor: Tensor = given[layer.name] if isinstance(given, Mapping) else given
-    return tensor.reshape(layer.read().shape) if tensor.numel() == layer.read().numel() else tensor
+    # A kernel of one tap dimension is read with two. What does not fit becomes an `error` of that layer.
+    return tensor.reshape(layer.read().shape) if tuple(tensor.shape) == layer.shape else tensor
+
+
+def _logged_number(name: str, value: Any) -> float:
+    """Return what is to be logged as a float.
+
+    Args:
+        name: under which name.
+        value: a number, or a tensor or array that holds one.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: if it is something else, or named like the axis itself.
+    """
+    if name == "step":
+        raise InputError("the tracker counts the steps itself; choose another name")
+    held = value.item() if _is_one(value) else value
+    if not isinstance(held, Real):
+        raise InputError(f"got {type(value).__name__}, expected one number")
+    return float(held)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real)
+
+
+def _is_one(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, np.ndarray | np.generic) and value.size == 1
+
+
+def _checked_path(path: Any) -> str:
+    try:
+        return str(os.fspath(path))
+    except TypeError as error:
+        raise InputError(f"got path = {path!r}, expected the name of a file, or None.") from error
+
+
+def _resumed(step: int, references: Mapping[str, Any]) -> str:
+    text = f"recording goes on from step {step}"
+    return text + (
+        "; reference init is from here on the weights at this step" if "init" in references else ""
+    )
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Keep the arithmetic in its own precision where a step is taken under autocast."""
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @contextmanager

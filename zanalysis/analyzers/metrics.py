@@ -246,8 +246,9 @@ def _scale(W: Tensor) -> Measurement:
 
 
 def _by_user(residual: Residual, metric: UserMetric) -> Tensor:
-    # In the stored dtype: a function with a tolerance of its own takes its eps from there.
-    matrices = residual.matrices.to(residual.stored)
+    # In the stored dtype: a function with a tolerance of its own takes its eps from there. And a copy: a
+    # float64 weight is its own residual, and a function that writes to its argument would train the model.
+    matrices = residual.matrices.to(residual.stored, copy=True)
     shape = residual.batch_shape
     values = [float(metric(matrix)) for matrix in matrices.reshape(-1, *residual.shape)]
     return torch.tensor(values, dtype=torch.float64, device=matrices.device).reshape(shape)

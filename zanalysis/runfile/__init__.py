@@ -9,15 +9,17 @@ writer was killed; once closed, by anything that reads HDF5.
 
 Every dataset exists from the moment the file appears under its name, is chunked, and can grow along
 its first dimension: under SWMR nothing can be created, and small contiguous datasets are lost with a
-killed writer. Only numbers and fixed-width strings (UTF-8, padded with zero bytes) are used, because
-a variable-length string appended under SWMR is silently unreadable afterwards.
+killed writer. Datasets hold only numbers and fixed-width strings (UTF-8, padded with zero bytes),
+because a variable-length string appended under SWMR is silently unreadable afterwards.
 
 Root attributes
     ``format`` = ``"zanalysis-run"``, ``schema_version`` = 1.
 
-``/committed``  int64 `[4]`
+``/committed``  int64 `[5]`
     How many of each kind are complete: recorded steps, logged scalars, names of logged scalars,
-    events. Written last at every flush: whatever lies beyond these counts is not there yet.
+    events; then how many bytes the file had by then. Written last at every flush: whatever lies
+    beyond these counts is not there yet. A file that a killed writer left, and that has fewer bytes,
+    was truncated since: HDF5 would silently read zeros beyond its end.
 
 ``/attributes``  uint8 `[bytes]`
     A UTF-8 JSON object, written once: the model's structure with its activation functions and biases,
@@ -57,7 +59,9 @@ Root attributes
     ``elapsed``         float64 `[1]`    seconds since the tracker was attached
 
 A flush writes and flushes dataset by dataset, ``/committed`` last. A file that was killed keeps its
-consistency flags; `repair` clears them, so that plain HDF5 tools open it again.
+consistency flags; `repair` clears them, so that plain HDF5 tools open it again. A file is prepared
+under the name ``.NAME.part``, also when a run is resumed, and renamed when it is complete; while it
+is written, ``NAME.lock`` lies beside it.
 """
 
 from zanalysis.runfile.schema import Series, SpectrumKey

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zanalysis.errors import InputError, NotBuiltYetError, RunFileError, did_you_mean
+from zanalysis.runfile.repair import SWMR, read_superblock
 from zanalysis.runfile.schema import FORMAT, SCHEMA_VERSION, Committed, Series, SpectrumKey
 from zanalysis.runfile.tables import Spectra, event_table, logged_table, overhead_table, scalar_table
 
@@ -66,7 +68,13 @@ class Run:
     def _open(self) -> Iterator[tuple[Any, Committed]]:
         with _opened(self.path) as file:
             try:
-                yield file, Committed(*(int(n) for n in file["committed"][:]))
+                done = Committed(*(int(n) for n in file["committed"][:]))
+                size = self.path.stat().st_size
+                if file.swmr_mode and size < done.size:
+                    raise RunFileError(_truncated(self.path, size, done.size))
+                yield file, done
+            except RunFileError:
+                raise
             except (KeyError, OSError, RuntimeError, ValueError) as error:
                 raise RunFileError(
                     f"{self.path} is damaged: {error}. What can be salvaged is what h5dump still shows."
@@ -216,16 +224,49 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _readable(path: Path) -> Any:
-    try:
-        return h5py.File(path, "r")
-    except PermissionError as error:
-        raise RunFileError(f"cannot read {path}: {error.strerror}; ask for permission to read it.") from error
-    except OSError as plain:
-        # A file that is being written, or was left by a killed writer, opens only for SWMR reading.
+    """Open an HDF5 file, plainly or for SWMR reading, whichever its state asks for.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The open `h5py.File`.
+
+    Raises:
+        RunFileError: if it cannot be read.
+    """
+    # A writer may open or close the file between two looks at it: look again before refusing.
+    for attempt in range(_LOOKS):
+        if attempt:
+            time.sleep(0.02)
         try:
-            return h5py.File(path, "r", swmr=True)
-        except (OSError, ValueError):
-            raise RunFileError(_unreadable(path, plain)) from plain
+            return h5py.File(path, "r")
+        except PermissionError as error:
+            raise RunFileError(
+                f"cannot read {path}: {error.strerror}; ask for permission to read it."
+            ) from error
+        except OSError as error:
+            failure = error
+        superblock = read_superblock(path)
+        if superblock is None:
+            raise RunFileError(_unreadable(path, failure)) from failure
+        size = path.stat().st_size
+        if size < superblock.end:
+            # Said here, because HDF5 waits for a very long time for metadata that never comes.
+            raise RunFileError(_truncated(path, size, superblock.end)) from failure
+        if superblock.flags & SWMR:
+            try:
+                return h5py.File(path, "r", swmr=True)
+            except (OSError, ValueError) as error:
+                failure = OSError(str(error))
+    raise RunFileError(_unreadable(path, failure)) from failure
+
+
+_LOOKS = 5
+
+
+def _truncated(path: Path, size: int, expected: int) -> str:
+    return f"{path} is truncated: it has {size} bytes of at least {expected}; restore it from a copy."
 
 
 def _unreadable(path: Path, error: OSError) -> str:
@@ -235,4 +276,6 @@ def _unreadable(path: Path, error: OSError) -> str:
         return f"{path} is empty; pass the path of a run file."
     if start != b"\x89HDF\r\n\x1a\n":
         return f"{path} is not an HDF5 file; pass the path given to RankTracker."
+    if isinstance(error, BlockingIOError):
+        return f"{path} is open for writing in another program; close it there."
     return f"{path} is truncated or damaged ({error}); restore it from a copy."

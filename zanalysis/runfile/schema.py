@@ -69,6 +69,7 @@ class Committed(NamedTuple):
     logged: int
     names: int
     events: int
+    size: int = 0
 
 
 def strings(words: list[str]) -> np.ndarray:

@@ -6,18 +6,19 @@
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import filelock
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from zanalysis.errors import InputError, RunFileError
-from zanalysis.runfile.repair import repair
+from zanalysis.runfile.lock import acquire, release
+from zanalysis.runfile.repair import mend
 from zanalysis.runfile.schema import (
     EVENT,
     EVENT_WIDTHS,
@@ -40,6 +41,24 @@ Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.uint8]
 
 OVERHEAD_PARTS = ("metrics", "writing")
+
+_descriptors: dict[int, Path] = {}
+"""The files open for writing in this process."""
+
+
+def _let_go() -> None:
+    # Where a forked child ends by exit(), its copy of the HDF5 library closes every file: that would take
+    # the marks of SWMR off a file which the parent still writes. From now on the child can only read it.
+    for descriptor, path in _descriptors.items():
+        with contextlib.suppress(OSError):
+            reading = os.open(path, os.O_RDONLY)
+            os.dup2(reading, descriptor, inheritable=False)
+            os.close(reading)
+    _descriptors.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 class Writer(Protocol):
@@ -123,6 +142,7 @@ class RunWriter:
     Attributes:
         path: where the file lies.
         last_step: the last recorded step, -1 if there is none.
+        resumed: whether the file had been there before.
     """
 
     def __init__(
@@ -164,18 +184,16 @@ class RunWriter:
         self._account: tuple[dict[str, float], float] | None = None
         self._names: dict[str, int] = {}
         self._check_place(mode)
-        self._lock = self._locked()
+        self._lock = acquire(self.path)
+        self.resumed = mode == "a" and self.path.exists()
         try:
-            if mode == "a" and self.path.exists():
-                self._cut(start)
-            else:
-                self._create(dict(attributes or {}))
-            self._file = h5py.File(self.path, "r+", libver="latest")
-            self._file.swmr_mode = True
+            self._file = self._prepared(dict(attributes or {}), start)
         except BaseException:
-            self._unlock()
+            release(self._lock)
             raise
         self._committed = Committed(*(int(n) for n in self._file["committed"][:]))
+        self._descriptor: int = self._file.id.get_vfd_handle()
+        _descriptors[self._descriptor] = self.path
 
     def _check_place(self, mode: Mode) -> None:
         if self.path.is_dir():
@@ -190,65 +208,88 @@ class RunWriter:
                 "or pass mode='w' to replace it or mode='a' to go on in it."
             )
 
-    def _locked(self) -> filelock.FileLock:
-        # HDF5's own locks are released once SWMR begins: a second writer would truncate a live file.
-        lock = filelock.FileLock(f"{self.path}.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise RunFileError(
-                f"{self.path} is being written by another tracker; close that one first, "
-                "or choose another name."
-            ) from None
-        except OSError as error:
-            raise RunFileError(
-                f"cannot write {self.path}: {error.strerror or error}; choose a folder that you may write to."
-            ) from error
-        return lock
+    def _prepared(self, attributes: dict[str, Any], start: int) -> Any:
+        """Return the file, open in SWMR mode and complete under its name.
 
-    def _unlock(self) -> None:
-        with contextlib.suppress(OSError):
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
+        It is made under another name, so that a reader finds all of it or nothing, and a kill or an error
+        while a run is resumed costs nothing of what was there.
 
-    def _create(self, attributes: dict[str, Any]) -> None:
-        # Built under another name, so that whoever finds the file finds all of it.
+        Args:
+            attributes: facts stored with the run.
+            start: the first step that a resumed run does not keep.
+
+        Returns:
+            The open `h5py.File`.
+
+        Raises:
+            RunFileError: if it cannot be written, or is not fit to be resumed.
+        """
         part = self.path.with_name(f".{self.path.name}.part")
+        file = None
         try:
-            with h5py.File(part, "w", libver="latest") as file:
-                _lay_out(file, self._series, self._spectra, self._k, attributes)
+            if self.resumed:
+                shutil.copyfile(self.path, part)
+                self._cut(part, start, attributes)
+            else:
+                with h5py.File(part, "w", libver="latest") as new:
+                    _lay_out(new, self._series, self._spectra, self._k, attributes)
+            file = h5py.File(part, "r+", libver="latest")
+            file.swmr_mode = True
             part.replace(self.path)
-        except OSError as error:
-            raise RunFileError(f"cannot write {self.path}: {error}.") from error
+        except BaseException as error:
+            if file is not None:
+                file.close()
+            if isinstance(error, OSError) and not isinstance(error, RunFileError):
+                raise RunFileError(f"cannot write {self.path}: {error.strerror or error}.") from error
+            raise
         finally:
             part.unlink(missing_ok=True)
+        return file
 
-    def _cut(self, start: int) -> None:
-        # Everything at and after `start` goes, also what was written but never committed.
-        repair(self.path)
-        with h5py.File(self.path, "r+", libver="latest") as file:
-            if file.attrs.get("format") != FORMAT or file.attrs.get("schema_version") != SCHEMA_VERSION:
-                raise RunFileError(
-                    f"{self.path} is no run file of schema {SCHEMA_VERSION}; choose another name."
-                )
-            _check_same(file, self._series, self._spectra, self._k, self.path)
-            committed = Committed(*(int(n) for n in file["committed"][:]))
-            steps = file["scalars/step"][: committed.steps]
-            keep = int(np.searchsorted(steps, start))
-            self.last_step = int(steps[keep - 1]) if keep else -1
-            for name in ("step", "value", "tolerance", "status"):
-                file[f"scalars/{name}"].resize(keep, axis=0)
-            if "spectra" in file:
-                file["spectra/value"].resize(keep, axis=0)
-            logged = {n: file[f"logged/{n}"][: committed.logged] for n in ("step", "name", "value")}
-            early = logged["step"] < start
-            for name, values in logged.items():
-                file[f"logged/{name}"].resize(int(early.sum()), axis=0)
-                file[f"logged/{name}"][:] = values[early]
-            file["logged/names"].resize(committed.names, axis=0)
-            file["events"].resize(committed.events, axis=0)
-            self._names = {n: i for i, n in enumerate(file["logged/names"].asstr()[:])}
-            file["committed"][:] = Committed(keep, int(early.sum()), committed.names, committed.events)
+    def _cut(self, part: Path, start: int, attributes: Mapping[str, Any]) -> None:
+        """Prepare a copy for going on: everything at and after `start` goes, and what was not committed.
+
+        Args:
+            part: the copy.
+            start: the first step that is not kept.
+            attributes: of the tracker that will go on.
+
+        Raises:
+            RunFileError: if it is no run file, is damaged, or records something else.
+        """
+        try:
+            mend(part)
+        except RunFileError as error:
+            raise RunFileError(str(error).replace(str(part), str(self.path))) from error
+        try:
+            with h5py.File(part, "r+", libver="latest") as file:
+                if file.attrs.get("schema_version") != SCHEMA_VERSION:
+                    raise RunFileError(
+                        f"{self.path} is no run file of schema {SCHEMA_VERSION}; choose another name."
+                    )
+                _check_same(file, self._series, self._spectra, self._k, attributes, self.path)
+                self._shorten(file, start)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise RunFileError(f"{self.path} is damaged: {error}; choose another name.") from error
+
+    def _shorten(self, file: Any, start: int) -> None:
+        committed = Committed(*(int(n) for n in file["committed"][:]))
+        steps = file["scalars/step"][: committed.steps]
+        keep = int(np.searchsorted(steps, start))
+        self.last_step = int(steps[keep - 1]) if keep else -1
+        for name in ("step", "value", "tolerance", "status"):
+            file[f"scalars/{name}"].resize(keep, axis=0)
+        if "spectra" in file:
+            file["spectra/value"].resize(keep, axis=0)
+        logged = {n: file[f"logged/{n}"][: committed.logged] for n in ("step", "name", "value")}
+        early = logged["step"] < start
+        for name, values in logged.items():
+            file[f"logged/{name}"].resize(int(early.sum()), axis=0)
+            file[f"logged/{name}"][:] = values[early]
+        file["logged/names"].resize(committed.names, axis=0)
+        file["events"].resize(committed.events, axis=0)
+        self._names = {n: i for i, n in enumerate(file["logged/names"].asstr()[:])}
+        file["committed"][:] = Committed(keep, int(early.sum()), committed.names, committed.events)
 
     def append(self, step: int, value: Floats, tolerance: Floats, status: Codes, spectra: Floats) -> None:
         """Take the numbers of one recorded step; they reach the file at the next flush.
@@ -333,13 +374,10 @@ class RunWriter:
             seconds, elapsed = self._account
             self._replace("overhead/seconds", np.array([seconds.get(part, 0.0) for part in OVERHEAD_PARTS]))
             self._replace("overhead/elapsed", np.array([elapsed]))
-        self._committed = Committed(
-            done.steps + len(self._rows),
-            done.logged + len(self._logged),
-            done.names + len(self._new_names),
-            done.events + len(self._events),
-        )
-        if self._committed != done:
+        more = (len(self._rows), len(self._logged), len(self._new_names), len(self._events))
+        if any(more):
+            counts = [before + new for before, new in zip(done[:4], more, strict=True)]
+            self._committed = Committed(*counts, os.fstat(self._descriptor).st_size)
             self._replace("committed", np.array(self._committed, np.int64))
         for buffer in (self._rows, self._logged, self._new_names, self._events):
             buffer.clear()
@@ -371,17 +409,19 @@ class RunWriter:
         try:
             self.flush()
         finally:
+            _descriptors.pop(self._descriptor, None)
             self._file.close()
-            self._unlock()
+            release(self._lock)
 
     def abandon(self) -> None:
         """Forget what is not flushed and let go, after an error that no flush would survive."""
         for buffer in (self._rows, self._logged, self._new_names, self._events):
             buffer.clear()
         self._account = None
+        _descriptors.pop(self._descriptor, None)
         with contextlib.suppress(Exception):
             self._file.close()
-        self._unlock()
+        release(self._lock)
 
 
 def _lay_out(
@@ -397,7 +437,7 @@ def _lay_out(
         made = file.create_dataset(
             name,
             data=data,
-            maxshape=(None, *data.shape[1:]),
+            maxshape=(None, *(n or None for n in data.shape[1:])),
             chunks=(rows, *(max(1, n) for n in data.shape[1:])),
         )
         made.attrs["description"] = what
@@ -440,7 +480,8 @@ def _lay_out(
     dataset("overhead/part", strings(list(OVERHEAD_PARTS)), "where the time went")
     dataset("overhead/seconds", np.zeros(len(OVERHEAD_PARTS)), "seconds spent inside the training loop")
     dataset("overhead/elapsed", np.zeros(1), "seconds since the tracker was attached")
-    dataset("committed", np.zeros(4, np.int64), "complete steps, logged scalars, their names, events", 4)
+    what = "complete steps, logged scalars, their names, events; bytes of the file by then"
+    dataset("committed", np.zeros(5, np.int64), what, 5)
 
 
 def _lay_out_spectra(file: Any, dataset: Any, spectra: Sequence[SpectrumKey], k: int, step: Any) -> None:
@@ -463,7 +504,12 @@ def _lay_out_spectra(file: Any, dataset: Any, spectra: Sequence[SpectrumKey], k:
 
 
 def _check_same(
-    file: Any, series: Sequence[Series], spectra: Sequence[SpectrumKey], k: int, path: Path
+    file: Any,
+    series: Sequence[Series],
+    spectra: Sequence[SpectrumKey],
+    k: int,
+    attributes: Mapping[str, Any],
+    path: Path,
 ) -> None:
     def rows(group: str, fields: Sequence[str]) -> list[tuple[str, ...]]:
         return list(zip(*(file[f"{group}/{field}"].asstr()[:] for field in fields), strict=True))
@@ -474,8 +520,11 @@ def _check_same(
         same = same and file["spectra/value"].shape[2] == k
     else:
         same = same and not spectra
+    # A number means something else in another view, though its columns have the same names.
+    stored = json.loads(file["attributes"][:].tobytes())
+    same = same and stored.get("view") == attributes.get("view")
     if not same:
         raise RunFileError(
-            f"{path} records other layers, metrics, references or tolerances than this tracker would; attach "
-            "with the settings it was made with, or choose another name."
+            f"{path} records other layers, metrics, references, tolerances or another view than this tracker "
+            "would; attach with the settings it was made with, or choose another name."
         )
