@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from zanalysis.analyzers.matrices import View, matricize
@@ -156,7 +156,7 @@ def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
 
 
 def _check_parameter(name: str, parameter: Tensor) -> None:
-    if isinstance(parameter, UninitializedTensorMixin):
+    if is_lazy(parameter):
         raise InputError(f"{name} is lazy and has no shape yet; run one forward pass before attaching.")
     if parameter.is_meta:
         raise InputError(

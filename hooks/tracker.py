@@ -130,7 +130,7 @@ class RankTracker:
             raise InputError(f"got spectrum_size = {spectrum_size!r}, expected a whole number, 1 or more.")
         if on_full not in ("block", "drop"):
             raise InputError(f"got on_full = {on_full!r}, expected 'block' or 'drop'.")
-        if not _is_real(flush_seconds) or not flush_seconds >= 0:
+        if not isinstance(flush_seconds, int | float) or not flush_seconds >= 0:
             raise InputError(f"got flush_seconds = {flush_seconds!r}, expected seconds, 0 or more.")
         self._schedule = every(50) if schedule is None else schedule
         self._layers = select_layers(model, layers, view)
@@ -468,10 +468,6 @@ def _logged_number(name: str, value: Any) -> float:
     return float(held)
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Real)
-
-
 def _is_one(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1
@@ -509,7 +505,7 @@ def _preserved_rng(needed: bool) -> Iterator[None]:
         yield
         return
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

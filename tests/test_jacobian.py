@@ -9,9 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from zanalysis.analyzers.block_lanczos import extreme_singular_values
 from zanalysis.analyzers.jacobian import jacobian_singular_values
-from zanalysis.analyzers.lanczos import extreme_singular_values
 from zanalysis.errors import InputError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small gain nothing from threads, and wait for them where other tests run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def literal(model, x):

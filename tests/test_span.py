@@ -12,6 +12,16 @@ from torch import nn
 from zanalysis.analyzers.span import ActivationSpan, activation_span, as_samples
 from zanalysis.errors import InputError
 
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small gain nothing from threads, and wait for them where other tests run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 EPS = {
     torch.float64: 2.220446049250313e-16,
     torch.float32: 1.1920928955078125e-07,

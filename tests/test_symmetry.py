@@ -20,6 +20,15 @@ from zanalysis.analyzers.symmetry import (
 from zanalysis.errors import InputError
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small gain nothing from threads, and wait for them where other tests run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def literal_groups(rows, tolerance):
     """Compare each row with the first row of each group, one by one."""
     firsts, labels = [], []

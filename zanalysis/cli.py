@@ -47,6 +47,7 @@ PREDICTIONS = {
     "second cap": "Hadamard's rank(W_l − I) ≤ p + N_y, p = 2^⌈log₂ N_x⌉",
 }
 _RELATIONS = {"(i)": "=", "(iii)": ">", "Lemma 2": "="}
+_SMALL = 512
 _COLORS = {"holds": "green", "violated": "red", "inconclusive": "yellow"}
 
 
@@ -84,6 +85,11 @@ def theorem1(
 
     training = Training(load(data, data_dir), network, scale, seed, device)  # type: ignore[arg-type]
     widths = tuple(width or (PAPER_WIDTHS if scale == "paper" and data != "digits" else WIDTHS[data]))
+    if max(widths) <= _SMALL:
+        import torch
+
+        # Nothing gained by threads at this size, and much lost where they wait for each other.
+        torch.set_num_threads(1)
     with Progress(
         TextColumn("{task.description}", justify="left"),
         BarColumn(),
@@ -126,7 +132,7 @@ def _draw_figure_3(paths: "dict[Case, Path]", target: Path) -> None:
         for case, path in paths.items()
         if case.width == largest and case.initialization in ("random", "identity", "hadamard")
     ]
-    figure_3(left, right)[0].figure.savefig(target, dpi=160)
+    figure_3(left, right)[0].get_figure(root=True).savefig(target, dpi=160)  # type: ignore[union-attr]
 
 
 def _show_verdicts(verdicts: "list[Verdict]", title: str) -> None:
@@ -165,7 +171,7 @@ def info(run: Annotated[Path, typer.Argument(help="a run file")]) -> None:
         "recorded": f"{span} ({attributes.get('schedule', '?')})",
         "metrics": ", ".join(dict.fromkeys(series.metric for series in opened.series)),
         "references": ", ".join(dict.fromkeys(series.reference for series in opened.series)),
-        "logged": ", ".join(column for column in opened.logged() if column != "step") or "nothing",
+        "logged": ", ".join(map(str, opened.logged().columns[1:])) or "nothing",
         "events": str(len(opened.events)),
         **{key: str(value) for key, value in attributes.get("user", {}).items()},
         "versions": ", ".join(

@@ -59,6 +59,17 @@ def _bound_line(axes: Axes, networks: Sequence[Perceptron]) -> None:
         axes.axhline(n_x, color=_BOUND, linestyle="--", linewidth=1.4, label=f"bound $N_x$ = {n_x}", zorder=1)
 
 
+def _cap_line(axes: Axes, networks: Sequence[Perceptron]) -> None:
+    for network in networks:
+        cap = (1 << (network.n_x - 1).bit_length()) + network.n_y
+        if _kind(network) == "hadamard" and cap < max(network.widths):
+            label = f"Hadamard: own cap $p + N_y$ = {cap}"
+            axes.axhline(
+                cap, color=_COLORS["hadamard"], linestyle=(0, (1, 3)), linewidth=1.2, label=label, zorder=1
+            )
+            return
+
+
 def figure_3(
     left_runs: Sequence[Source], right_runs: Sequence[Source], axes: Sequence[Axes] | None = None
 ) -> tuple[Axes, Axes]:
@@ -96,6 +107,7 @@ def figure_3(
     for panel in (one, two):
         panel.set_xlabel("optimizer steps")
         panel.set_ylim(bottom=0)
+    two.set_ylabel("rank, support and span (of $N_h$)")
     one.set_ylabel(
         f"rank of $W_{{{layer.removeprefix('W')}}} - \\alpha I$"
         if layer.startswith("W")
@@ -106,12 +118,14 @@ def figure_3(
 
 def _left_panel(axes: Axes, networks: Sequence[Perceptron]) -> str:
     layer = ""
-    colors = sns.color_palette("crest", len(networks))
+    colors = sns.color_palette("flare" if len(networks) > 1 else "crest", len(networks))[::-1]
     markers = "osD^vP"
     for i, (network, color) in enumerate(zip(networks, colors, strict=True)):
         layer, seen = _tracked(network)
-        style: dict[str, Any] = {"color": color, "linewidth": 1.8, "marker": markers[i % 6], "markersize": 5}
-        axes.plot(seen.index, _rank(seen), label=f"rank, $N_h$ = {max(network.widths)}", alpha=0.9, **style)
+        # The curves often coincide: the later ones are thinner, so that each remains visible.
+        style: dict[str, Any] = {"color": color, "linewidth": 2 + 2.5 * (len(networks) - 1 - i)}
+        style |= {"marker": markers[i % 6], "markersize": 4 + 3 * (len(networks) - 1 - i)}
+        axes.plot(seen.index, _rank(seen), label=f"rank, $N_h$ = {max(network.widths)}", **style)
     supports = [
         seen[["support_rows", "support_columns"]].min(axis=1).rename(network.label)
         for network, seen in ((n, _tracked(n)[1]) for n in networks)
@@ -143,7 +157,7 @@ def _right_panel(axes: Axes, networks: Sequence[Perceptron]) -> None:
             support = seen[["support_rows", "support_columns"]].min(axis=1)
             axes.plot(support.index, support, ":", color=color, linewidth=2, label=f"{name}: exact support")
         logged = network.run.logged()
-        spans = [column for column in logged if column.startswith(SPAN)]
+        spans = [column for column in map(str, logged.columns) if column.startswith(SPAN)]
         if spans:
             widest = logged.set_index("step")[spans].max(axis=1).dropna()
             axes.plot(
@@ -151,6 +165,7 @@ def _right_panel(axes: Axes, networks: Sequence[Perceptron]) -> None:
                 markeredgewidth=1.8, color=color, clip_on=False, zorder=5, label=f"{name}: activation span",
             )  # fmt: skip
     _bound_line(axes, networks)
+    _cap_line(axes, networks)
     width = max(max(network.widths) for network in networks)
     axes.axhline(width, color=_BOUND, linestyle="-.", linewidth=1, label=f"full rank $N_h$ = {width}")
     axes.set_title(f"(i), (iii): initializations at $N_h$ = {width}", fontsize=11)

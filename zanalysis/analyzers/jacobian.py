@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zanalysis.analyzers.lanczos import extreme_singular_values
+from zanalysis.analyzers.block_lanczos import extreme_singular_values
 from zanalysis.analyzers.modes import evaluating, find_modules, watching
 from zanalysis.analyzers.products import NetworkMap, PlainProducts, TracedProducts
 from zanalysis.errors import InputError, did_you_mean
@@ -47,7 +47,7 @@ def jacobian_singular_values(
     output, for many samples at once; where the network's operations do not vectorize (an LSTM), row by row.
     Their singular values are those of a small triangular factor where J is thin, and never of JJᵀ, which
     would lose half the digits. Large maps are not formed: J·v and Jᵀ·u feed a block Lanczos iteration
-    (`zanalysis.analyzers.lanczos`), J·v as the derivative of Jᵀ·u by u, since forward mode is missing for
+    (`zanalysis.analyzers.block_lanczos`), J·v as the derivative of Jᵀ·u by u, since forward mode is missing for
     attention and LSTM.
 
     Args:
@@ -153,12 +153,14 @@ def _dense(network: NetworkMap, x: Tensor, memory: int, size: _Size) -> Tensor:
 
 
 def _singular_values(jacobians: Tensor) -> Tensor:
+    finite = jacobians.isfinite().flatten(1).all(1)
     matrices = jacobians.to(torch.float64)
-    finite = matrices.isfinite().flatten(1).all(1)
-    matrices = torch.where(finite[:, None, None], matrices, 0.0)
+    if not finite.all():
+        matrices = torch.where(finite[:, None, None], matrices, 0.0)
     if matrices.shape[1] < matrices.shape[2]:
         matrices = matrices.mT
     if 2 * matrices.shape[2] < matrices.shape[1]:
+        # A triangle of the short side has the same singular values, and unlike a Gram matrix all their digits.
         matrices = torch.linalg.qr(matrices, mode="r").R
     values: Tensor = torch.linalg.svdvals(matrices)
     return torch.where(finite[:, None], values, torch.nan)

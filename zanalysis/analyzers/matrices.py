@@ -13,8 +13,6 @@ Layout:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -24,7 +22,7 @@ from zanalysis.errors import InputError, did_you_mean
 
 __all__ = [
     "Reference",
-    "Residual",
+    "ReferenceTable",
     "View",
     "checked_parameter",
     "identity_like",
@@ -34,6 +32,9 @@ __all__ = [
 
 View = Literal["out", "in", "taps"] | Callable[[Tensor], Tensor]
 Reference = Literal["identity"] | Tensor | None
+
+ReferenceTable = Mapping[str, Reference]
+"""References by the name under which their results are stored."""
 
 VIEWS = ("out", "in", "taps")
 
@@ -140,18 +141,17 @@ def identity_scale_of(W: Tensor) -> Tensor:
         float64 of the batch shape: α; 1 where no row and column are otherwise zero; NaN where the
         values differ.
     """
-    nonzero = W != 0
-    on_diagonal = _diagonal(nonzero)
-    size = on_diagonal.shape[-1]
-    if W.ndim <= 3:
-        in_row, in_column = nonzero.sum(-1), nonzero.sum(-2)
-    else:
-        in_row, in_column = nonzero.flatten(1).sum(-1), nonzero.transpose(0, 1).flatten(1).sum(-1)
-    elsewhere = in_row[..., :size] + in_column[..., :size] - 2 * on_diagonal
-    idle = elsewhere == 0
     diagonal = _diagonal(W).double()
+    size = diagonal.shape[-1]
     if size == 0:
         return torch.ones(W.shape[:-2] if W.ndim <= 3 else (), dtype=torch.float64, device=W.device)
+    elsewhere = W.abs()  # a copy; NaN stays NaN, which is not zero
+    _diagonal(elsewhere).zero_()
+    if W.ndim <= 3:
+        in_row, in_column = elsewhere.amax(-1), elsewhere.amax(-2)
+    else:
+        in_row, in_column = elsewhere.flatten(1).amax(-1), elsewhere.transpose(0, 1).flatten(1).amax(-1)
+    idle = (in_row[..., :size] == 0) & (in_column[..., :size] == 0)
     low = torch.where(idle, diagonal, torch.inf).amin(-1)
     high = torch.where(idle, diagonal, -torch.inf).amax(-1)
     common = torch.where(low == high, low, torch.nan)
@@ -176,158 +176,16 @@ def identity_like(W: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     return identity
 
 
-@dataclass(frozen=True)
-class Residual:
-    """The matrices of `W − W_ref` in float64, with what is needed to say how far to trust them.
+def subtract_identity(W: Tensor, scale: Tensor) -> Tensor:
+    """Return W − α·I* without building I*.
 
-    Attributes:
-        matrices: `W − W_ref`, `[..., m, n]`, float64.
-        weight: W in the same layout, float64.
-        reference: W_ref in the same layout, float64, or None.
-        eps: machine epsilon of the coarsest dtype that W or W_ref was stored in.
-        stored: the dtype that W was stored in.
-        identity_scale: α of the batch shape where the reference is α·I*, else None.
+    Args:
+        W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]` with odd taps.
+        scale: α, of the batch shape.
+
+    Returns:
+        float64 of W's shape, a copy.
     """
-
-    matrices: Tensor
-    weight: Tensor
-    reference: Tensor | None
-    eps: float
-    stored: torch.dtype
-    identity_scale: Tensor | None = None
-
-    @classmethod
-    def of(cls, W: Any, reference: Reference = None, view: View = "out") -> "Residual":
-        """Subtract the reference and lay the result out as matrices.
-
-        Args:
-            W: the parameter, in the dtype it was stored in.
-            reference: None, ``"identity"`` (α·I*) or a tensor of W's shape.
-            view: how a parameter becomes matrices.
-
-        Returns:
-            The residual.
-
-        Raises:
-            InputError: if W is no floating tensor with two dimensions, or the reference does not fit.
-        """
-        parameter = checked_parameter(W)
-        weight = matricize(parameter, view).double()
-        eps = torch.finfo(parameter.dtype).eps
-        if reference is None:
-            return cls(weight, weight, None, eps, parameter.dtype)
-        scale = None
-        if isinstance(reference, Tensor):
-            if reference.shape != parameter.shape:
-                raise InputError(
-                    f"the reference has shape {list(reference.shape)}, the weight "
-                    f"{list(parameter.shape)}; pass a tensor of the weight's own shape."
-                )
-            eps = max(eps, torch.finfo(checked_parameter(reference).dtype).eps)
-            start = reference.detach().to(parameter.device).double()
-        elif isinstance(reference, str) and reference == "identity":
-            scale = identity_scale_of(parameter)
-            # A NaN scale has no reference to subtract; its status says so, and no NaN spreads.
-            start = identity_like(parameter, scale.nan_to_num(1.0))
-        else:
-            raise InputError(
-                f"unknown reference {reference!r}: expected None, 'identity' or a tensor of the "
-                "weight's shape ('init' is known only to a tracker or a series of checkpoints)."
-            )
-        initial = matricize(start, view)
-        if scale is not None and scale.ndim == 0:
-            scale = scale.expand(weight.shape[:-2])  # one kernel, many taps
-        return cls(weight - initial, weight, initial, eps, parameter.dtype, scale)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of one matrix."""
-        return self.matrices.shape[-2], self.matrices.shape[-1]
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """The shape of the results."""
-        return self.matrices.shape[:-2]
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is not one entry to look at."""
-        return 0 in self.shape
-
-    @cached_property
-    def finite(self) -> Tensor:
-        """Whether every entry of a matrix and of its weight is finite: bool, batch shape."""
-        return self.matrices.isfinite().flatten(-2).all(-1)
-
-    @cached_property
-    def defined(self) -> Tensor:
-        """Whether there is a residual at all: finite, and with a common diagonal where one is asked for."""
-        if self.empty:
-            return torch.zeros(self.batch_shape, dtype=torch.bool, device=self.matrices.device)
-        if self.identity_scale is None:
-            return self.finite
-        return self.finite & ~self.identity_scale.isnan()
-
-    @cached_property
-    def nonzero(self) -> tuple[Tensor, Tensor]:
-        """Which rows `[..., m]` and which columns `[..., n]` have a non-zero entry."""
-        entries = self.matrices != 0
-        return entries.any(-1), entries.any(-2)
-
-    @cached_property
-    def zero(self) -> Tensor:
-        """Whether every entry is exactly zero: bool, batch shape."""
-        return ~self.nonzero[0].any(-1)
-
-    @cached_property
-    def singular_values(self) -> Tensor:
-        """All singular values, descending, float64 `[..., min(m, n)]`; NaN where undefined."""
-        return _singular_values(self.matrices, self.defined, self.nonzero)
-
-    @cached_property
-    def largest(self) -> Tensor:
-        """σ₁ of the residual: float64, batch shape."""
-        return self.singular_values[..., 0]
-
-    @cached_property
-    def scale(self) -> Tensor:
-        """The larger of σ₁(W) and σ₁(W_ref), whose rounding errors the residual carries."""
-        if self.reference is None:
-            return self.largest
-        norms = [_largest(self.weight, self.defined)]
-        if self.identity_scale is not None:
-            norms.append(self.identity_scale.abs())
-        else:
-            norms.append(_largest(self.reference, self.defined))
-        return torch.maximum(*norms)
-
-
-def _singular_values(matrices: Tensor, defined: Tensor, nonzero: tuple[Tensor, Tensor]) -> Tensor:
-    rows, columns = matrices.shape[-2:]
-    count = min(rows, columns)
-    if matrices.ndim == 2:
-        # Zero rows and columns add exact zeros to the spectrum, and nothing to compute.
-        if not bool(defined):
-            return torch.full((count,), torch.nan, dtype=torch.float64, device=matrices.device)
-        compact = matrices[nonzero[0]][:, nonzero[1]]
-        values = torch.linalg.svdvals(compact)
-        return torch.nn.functional.pad(values, (0, count - values.shape[0]))
-    clean = torch.where(defined[..., None, None], matrices, 0.0)
-    values = torch.linalg.svdvals(clean)
-    return torch.where(defined[..., None], values, torch.nan)
-
-
-def _largest(matrices: Tensor, defined: Tensor) -> Tensor:
-    clean = torch.where(defined[..., None, None], matrices, 0.0)
-    if 0 in clean.shape:
-        return torch.full(clean.shape[:-2], torch.nan, dtype=torch.float64, device=clean.device)
-    unit = clean.abs().amax((-2, -1), keepdim=True)  # so that squares neither overflow nor vanish
-    clean = clean / torch.where(unit > 0, unit, 1.0)
-    # λ_max of a float64 Gram matrix gives σ₁ to 1e-15 relative: squaring hurts only the small ones.
-    gram = clean @ clean.mT if clean.shape[-2] <= clean.shape[-1] else clean.mT @ clean
-    values = torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0).sqrt()
-    return torch.where(defined, values * unit[..., 0, 0], torch.nan)
-
-
-ReferenceTable = Mapping[str, Reference]
-"""References by the name under which their results are stored."""
+    difference = W.to(torch.float64, copy=True)
+    _diagonal(difference).sub_(scale[..., None])
+    return difference

@@ -4,6 +4,7 @@
 gives them for one parameter. The order is the layout of a run file's columns.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor
 
 from zanalysis.analyzers import spectrum
-from zanalysis.analyzers.matrices import Reference, Residual, View, checked_parameter, identity_scale_of
+from zanalysis.analyzers.lanczos import WarmStart
+from zanalysis.analyzers.matrices import Reference, View, checked_parameter, identity_scale_of
+from zanalysis.analyzers.residual import Residual
 from zanalysis.analyzers.statuses import CODES
+from zanalysis.analyzers.symmetry import distinct_rows
 from zanalysis.errors import InputError, did_you_mean
 
 __all__ = ["NONE", "Key", "Measurement", "Plan", "UserMetric", "checked_metrics"]
@@ -23,6 +27,16 @@ NONE = "none"
 
 UserMetric = Callable[[Tensor], Any]
 
+
+def _distinct_rows(residual: Residual) -> Tensor:
+    if residual.empty:
+        return residual.full(math.nan)
+    # In the stored dtype, whose rounding says which rows are equal; of the weight alone, without a bias.
+    matrices = residual.kept if residual.differ is None else residual.matrices.to(residual.stored)
+    counts = [distinct_rows(matrix) for matrix in matrices.reshape(-1, *residual.shape)]
+    return torch.where(residual.defined, torch.stack(counts).reshape(residual.batch_shape), torch.nan)
+
+
 _PLAIN: Mapping[str, Callable[[Residual], Tensor]] = {
     "stable_rank": spectrum.stable_rank_of,
     "effective_rank": spectrum.effective_rank_of,
@@ -31,6 +45,7 @@ _PLAIN: Mapping[str, Callable[[Residual], Tensor]] = {
     "nuclear_norm": spectrum.nuclear_norm_of,
     "support_rows": lambda residual: spectrum.support_of(residual).rows,
     "support_columns": lambda residual: spectrum.support_of(residual).columns,
+    "distinct_rows": _distinct_rows,
 }
 _WITH_TOLERANCE = {"rank": spectrum.rank_of, "rank_margin": spectrum.rank_margin_of}
 _GROUPS = {"support": ("support_rows", "support_columns")}
@@ -152,6 +167,7 @@ class Plan:
         references: Mapping[str, Reference],
         view: View = "out",
         on_error: Callable[[Key, Exception], None] | None = None,
+        warm: WarmStart | None = None,
     ) -> tuple[list[Measurement], dict[str, Tensor]]:
         """Measure one parameter.
 
@@ -161,6 +177,8 @@ class Plan:
             view: how a kernel becomes a matrix.
             on_error: told of a metric that failed, whose status is then ``error``; without it the
                 exception is raised.
+            warm: this parameter's state from its last record, which saves time and changes no
+                number by more than its error.
 
         Returns:
             The measurements, one for each of `keys`, and the singular values by reference where
@@ -170,10 +188,12 @@ class Plan:
         spectra: dict[str, Tensor] = {}
         residuals: dict[str, Residual] = {}
         W = checked_parameter(W)
+        wants = [metric for metric in self.metrics if isinstance(metric, str)]
 
         def residual(name: str) -> Residual:
             if name not in residuals:
-                residuals[name] = Residual.of(W, references[name], view)
+                part = None if warm is None else warm.under(name)
+                residuals[name] = Residual.of(W, references[name], view, part, wants)
             return residuals[name]
 
         rules = {str(tolerance): tolerance for tolerance in self.tolerances}
@@ -203,9 +223,7 @@ class Plan:
 
 
 def _measure(residual: Residual, metric: str | UserMetric, tolerance: spectrum.Tolerance) -> Measurement:
-    nothing = torch.full(
-        residual.batch_shape, torch.nan, dtype=torch.float64, device=residual.matrices.device
-    )
+    nothing = residual.full(math.nan)
     if not isinstance(metric, str):
         value = _by_user(residual, metric)
         return Measurement(value, nothing, _code_of_user(value))

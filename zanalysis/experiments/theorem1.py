@@ -148,7 +148,7 @@ def _batches(data: Dataset, seed: int, steps: int) -> Iterator[Tensor]:
     done = 0
     while True:
         order = torch.randperm(len(data.train_images), generator=generator)
-        for batch in order.split(BATCH):
+        for batch in torch.split(order, BATCH):
             if done == steps:
                 return
             done += 1
@@ -210,7 +210,7 @@ def train(
         for done, batch in enumerate(_batches(training.data, training.seed, training.steps), 1):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if done % RECORD_EVERY == 0:
                 tracker.log(loss=loss)

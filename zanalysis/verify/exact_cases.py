@@ -83,7 +83,7 @@ def lemma_1(seeds: Sequence[int] = (0, 1, 2)) -> Verdict:
                 }
             )
     evidence = pd.DataFrame(rows)
-    worst = evidence.loc[(evidence["rank"] - evidence["bound"]).idxmax()]
+    worst = evidence.iloc[int((evidence["rank"] - evidence["bound"]).to_numpy().argmax())]
     fine = bool((evidence["rank"] <= evidence["bound"]).all())
     return Verdict(
         "Lemma 1",

@@ -90,7 +90,8 @@ def _worst(claim: str, parts: Sequence[Verdict], fallback: str, largest: bool = 
     why = chosen.why
     others = [part for part in deciding if part is not chosen]
     if judgement != "inconclusive" and others:
-        why = f"{why.rstrip('.')}. The verdict is the same on {len(others)} more."
+        named = ", ".join(part.claim.removeprefix(f"{claim} ") for part in others[:8])
+        why = f"{why.rstrip('.')}. The verdict is the same on {named}{', …' if len(others) > 8 else ''}."
     if judgement == "inconclusive" and others:
         why = "; ".join(dict.fromkeys(part.why for part in deciding))
     rows = [part.evidence.assign(part=part.claim) for part in parts if len(part.evidence)]
@@ -125,7 +126,7 @@ def _random_starts(network: Perceptron) -> Iterator[Verdict]:
         if 0 not in seen.index or not ranks:
             yield _inconclusive(name, rows, "its rank at step 0 is not recorded")
             continue
-        found = float(seen.loc[0, ranks].max())
+        found = float(seen[ranks].max(axis=1).loc[0])
         why = f"{network.label}: {layer['name']} − I has rank {found:.0f} of {rows} at step 0, and at least "
         why += f"{seen[ranks].max(axis=1).min():.0f} at every recorded step"
         # A floating rank below the maximum refutes nothing that holds almost surely: it may be rounding.
@@ -172,9 +173,10 @@ def _bounded_layer(network: Perceptron, layer: str, bound: int) -> Verdict:
     floating = ", ".join(f"{column[6:-1]}: {seen[column].max():.0f}" for column in ranks)
     beside = f" The floating rank reached {floating}." if ranks else ""
     if measured > bound:
-        step = int(supports.idxmax())
+        step = int(supports.index[int(supports.to_numpy().argmax())])
+        rows_then, columns_then = (float(seen[side].loc[step]) for side in sides)
         why = (
-            f"{label} − α·I* has {seen.loc[step, sides[0]]:.0f} non-zero rows and {seen.loc[step, sides[1]]:.0f} "
+            f"{label} − α·I* has {rows_then:.0f} non-zero rows and {columns_then:.0f} "
             f"columns at step {step}, more than the bound {bound}, with every hypothesis met.{beside}"
         )
         return Verdict(name, "violated", bound, measured, why, evidence)
@@ -213,7 +215,8 @@ def _claim_iii(networks: Sequence[Perceptron]) -> Verdict:
         if not _is_hadamard(network):
             continue
         logged = network.run.logged()
-        spans = {name.removeprefix(SPAN): logged[name].max() for name in logged if name.startswith(SPAN)}
+        names = [name for name in map(str, logged.columns) if name.startswith(SPAN)]
+        spans = {name.removeprefix(SPAN): float(logged[name].max()) for name in names}
         if not spans:
             continue
         where, widest = max(spans.items(), key=lambda item: item[1])

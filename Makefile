@@ -1,0 +1,52 @@
+# Each target sets up what it needs, into .venv/. On Linux a plain `torch` brings CUDA; for the CPU build:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+TORCH_INDEX ?=
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench notebooks clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zanalysis needs Python 3.11 or newer; make PYTHON=python3.12 picks another")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## make .venv/ with everything in it
+
+demo: $(STAMP)  ## train the networks of Figure 3, and judge Theorem 1
+	$(BIN)/zanalysis verify theorem1 --overwrite
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/pytest
+
+test-slow: $(STAMP)  ## run the slow tests
+	$(BIN)/pytest -m 'slow and not cuda'
+
+lint: $(STAMP)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## measure speed, as ratios side by side
+	$(BIN)/python -m benchmarks
+
+notebooks: $(STAMP)  ## execute the notebooks, on the run files of `make demo`
+	test -d runs/theorem1 || $(MAKE) demo
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,148 @@
+"""The command line, as a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import pytest
+from typer.testing import CliRunner
+
+import zanalysis.cli
+from hooks import every
+from zanalysis.errors import InputError, ZAnalysisError
+
+
+def zanalysis_command(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "zanalysis.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    out = tmp_path_factory.mktemp("theorem1")
+    result = zanalysis_command(
+        "verify", "theorem1", "--scale", "smoke", "--width", 64, "--width", 128, "--out", out
+    )
+    return out, result
+
+
+def test_theorem1_leaves_runs_figure_and_verdicts(smoke):
+    out, result = smoke
+    assert result.returncode == 0, result.stderr
+    runs = {"identity-64.h5", "identity-128.h5", "random-128.h5", "hadamard-128.h5"}
+    runs |= {"hadamard-float64-64.h5", "hadamard-float64-128.h5"}
+    assert {path.name for path in out.iterdir()} == runs | {"figure_3.png", "verdict.json"}
+    verdicts = {row["claim"]: row for row in json.loads((out / "verdict.json").read_text())}
+    assert {claim: row["verdict"] for claim, row in verdicts.items()} == dict.fromkeys(verdicts, "holds")
+    assert (verdicts["(ii)"]["bound"], verdicts["(ii)"]["measured"]) == (64, 61)
+    assert verdicts["second cap"]["bound"] == 74 >= verdicts["second cap"]["measured"]
+    assert verdicts["(iii)"]["measured"] > 64
+    assert (out / "figure_3.png").read_bytes().startswith(b"\x89PNG")
+    for word in ("claim", "prediction", "measured", "verdict", "second cap", "61 (≤ 64)"):
+        assert word in result.stdout
+    assert "hadamard-float64 128" in result.stderr  # the bar of each network
+
+
+def test_info_says_what_a_file_holds(smoke):
+    out, _ = smoke
+    result = zanalysis_command("info", out / "identity-64.h5")
+    assert result.returncode == 0
+    for word in (
+        "Sequential",
+        "SGD",
+        "every(50)",
+        "support_rows",
+        "span_dimension/phi1",
+        "W2",
+        "64×64",
+        "identity",
+    ):
+        assert word in result.stdout
+
+
+def test_existing_runs_are_not_overwritten_unasked(smoke):
+    out, _ = smoke
+    before = (out / "identity-64.h5").read_bytes()
+    result = zanalysis_command("verify", "theorem1", "--scale", "smoke", "--width", 64, "--out", out)
+    assert result.returncode == 2
+    assert "exists already" in result.stderr
+    assert "--overwrite" in result.stderr
+    assert (out / "identity-64.h5").read_bytes() == before
+
+
+def in_process(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["zanalysis", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        zanalysis.cli.main()
+    return left.value.code, capsys.readouterr().err
+
+
+BAD = {
+    "unknown data": (["verify", "theorem1", "--data", "mnits"], "did you mean 'mnist'"),
+    "unknown scale": (["verify", "theorem1", "--scale", "smal"], "did you mean 'small'"),
+    "unknown network": (["verify", "theorem1", "--network", "cnn"], "expected 'paper' or 'notebook'"),
+    "width of one": (["verify", "theorem1", "--width", 1], "expected a whole number, 2 or more"),
+    "no such device": (["verify", "theorem1", "--device", "quantum"], "cannot be used here"),
+    "missing data": (["verify", "theorem1", "--data", "mnist", "--data-dir", "nowhere"], "put train-images"),
+    "out is a file": (["verify", "theorem1", "--out", "{file}"], "cannot make the folder"),
+    "missing run": (["info", "nowhere.h5"], "does not exist"),
+    "text": (["info", "{file}"], "is not an HDF5 file"),
+    "foreign": (["info", "{foreign}"], "is an HDF5 file, but no run file"),
+    "folder": (["info", "{folder}"], "is a folder"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_bad_input_is_one_sentence_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("hello, this is text\n")
+    with h5py.File(tmp_path / "foreign", "w") as file:
+        file["a"] = 1
+    places = {"file": tmp_path / "file", "foreign": tmp_path / "foreign", "folder": tmp_path}
+    words, says = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    code, err = in_process([str(word).format(**places) for word in words], monkeypatch, capsys)
+    assert code == 2
+    assert says in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_a_violated_verdict_is_exit_code_3(tmp_path, monkeypatch):
+    from zanalysis.verify import exact_cases
+    from zanalysis.verify.verdict import Verdict
+
+    broken = Verdict("Lemma 1", "violated", 1, 2, "fabricated")
+    monkeypatch.setattr(exact_cases, "lemma_1", lambda: broken)
+    words = [
+        "verify",
+        "theorem1",
+        "--scale",
+        "smoke",
+        "--width",
+        "64",
+        "--out",
+        str(tmp_path / "o"),
+        "--json",
+        "--quiet",
+    ]
+    result = CliRunner().invoke(zanalysis.cli.app, words)
+    assert result.exit_code == 3
+    rows = json.loads(result.stdout)
+    assert next(row for row in rows if row["claim"] == "Lemma 1")["why"] == "fabricated"
+
+
+def test_help_has_an_example():
+    result = CliRunner().invoke(zanalysis.cli.app, ["verify", "theorem1", "--help"])
+    assert "Example: zanalysis verify theorem1" in " ".join(result.stdout.split())
+
+
+def test_errors_are_of_one_family():
+    with pytest.raises(InputError, match="expected a whole number, 1 or more"):
+        every(0)
+    assert issubclass(InputError, ZAnalysisError)

@@ -1,0 +1,435 @@
+"""The matrices whose spectrum is asked for, and how each quantity of them is got at least cost.
+
+Everything is computed when it is first needed and at most once, so that the metrics of one parameter
+share their work: a whole spectrum, once there, gives the rest; where nobody asks for one, σ₁ comes
+from Lanczos and the rank from `inertia`.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zanalysis.analyzers.inertia import count_by_inertia, count_by_range, gram_decides
+from zanalysis.analyzers.lanczos import LOOSE, WarmStart, spectral_norm_of_matrix, top_singular
+from zanalysis.analyzers.matrices import (
+    Reference,
+    View,
+    checked_parameter,
+    identity_like,
+    identity_scale_of,
+    matricize,
+    subtract_identity,
+)
+from zanalysis.errors import InputError
+
+__all__ = ["Residual"]
+
+SMALL = 128
+"""Up to this many rows or columns LAPACK's SVD, which comes in batches, is as fast as anything."""
+
+
+NEED_SPECTRUM = frozenset({"effective_rank", "nuclear_norm", "condition_number", "singular_values"})
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The matrices of `W − W_ref` in float64, with what is needed to say how far to trust them.
+
+    Attributes:
+        kept: W in the layout of `matrices`, in the dtype it was stored in.
+        differ: gives `W − W_ref`, float64, or None where there is no reference.
+        initial: gives W_ref in the same layout, float64, or None.
+        eps: machine epsilon of the coarsest dtype that W or W_ref was stored in.
+        stored: the dtype that W was stored in.
+        identity_scale: α of the batch shape where the reference is α·I*, else None.
+        warm: where the search for σ₁ starts, if it has been made before.
+        wants: the metrics that will be asked for, by which the cheapest way to all of them is chosen.
+        counts: rank and margin by the name of the tolerance.
+    """
+
+    kept: Tensor
+    differ: Callable[[], Tensor] | None
+    initial: Callable[[], Tensor] | None
+    eps: float
+    stored: torch.dtype
+    identity_scale: Tensor | None = None
+    warm: WarmStart | None = None
+    wants: frozenset[str] = frozenset()
+    counts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        W: Any,
+        reference: Reference = None,
+        view: View = "out",
+        warm: WarmStart | None = None,
+        wants: Iterable[str] = (),
+    ) -> "Residual":
+        """Subtract the reference and lay the result out as matrices.
+
+        Args:
+            W: the parameter, in the dtype it was stored in.
+            reference: None, ``"identity"`` (α·I*) or a tensor of W's shape.
+            view: how a parameter becomes matrices.
+            warm: the singular vectors of the same residual's last record.
+            wants: the metrics that will be asked for, as far as that is known.
+
+        Returns:
+            The residual.
+
+        Raises:
+            InputError: if W is no floating tensor with two dimensions, or the reference does not fit.
+        """
+        parameter = checked_parameter(W)
+        kept = matricize(parameter, view)
+        eps = torch.finfo(parameter.dtype).eps
+        if reference is None:
+            return cls(kept, None, None, eps, parameter.dtype, None, warm, frozenset(wants))
+        if isinstance(reference, Tensor):
+            if reference.shape != parameter.shape:
+                raise InputError(
+                    f"the reference has shape {list(reference.shape)}, the weight "
+                    f"{list(parameter.shape)}; pass a tensor of the weight's own shape."
+                )
+            eps = max(eps, torch.finfo(checked_parameter(reference).dtype).eps)
+            start = matricize(reference.detach().to(parameter.device), view)
+            return cls(
+                kept,
+                lambda: kept.double() - start.double(),
+                start.double,
+                eps,
+                parameter.dtype,
+                None,
+                warm,
+                frozenset(wants),
+            )
+        if not (isinstance(reference, str) and reference == "identity"):
+            raise InputError(
+                f"unknown reference {reference!r}: expected None, 'identity' or a tensor of the "
+                "weight's shape ('init' is known only to a tracker or a series of checkpoints)."
+            )
+        scale = identity_scale_of(parameter)
+        # A NaN scale has no reference to subtract; its status says so, and no NaN spreads.
+        used = scale.nan_to_num(1.0)
+        if scale.ndim == 0:
+            scale = scale.expand(kept.shape[:-2])  # one kernel, many taps
+
+        def initial() -> Tensor:
+            return matricize(identity_like(parameter, used), view)
+
+        def differ() -> Tensor:
+            if callable(view):
+                return kept.double() - initial()
+            return matricize(subtract_identity(parameter, used), view)
+
+        return cls(kept, differ, initial, eps, parameter.dtype, scale, warm, frozenset(wants))
+
+    @cached_property
+    def matrices(self) -> Tensor:
+        """`W − W_ref`, `[..., m, n]`, float64."""
+        return self.weight if self.differ is None else self.differ()
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """W in the same layout, float64."""
+        return self.kept.double()
+
+    @cached_property
+    def reference(self) -> Tensor | None:
+        """W_ref in the same layout, float64, or None."""
+        return None if self.initial is None else self.initial()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of one matrix."""
+        return self.kept.shape[-2], self.kept.shape[-1]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The shape of the results."""
+        return self.kept.shape[:-2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the results are."""
+        return self.kept.device
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is not one entry to look at."""
+        return 0 in self.kept.shape
+
+    def full(self, value: float) -> Tensor:
+        """Return one number for every matrix.
+
+        Args:
+            value: the number.
+
+        Returns:
+            float64, batch shape.
+        """
+        return torch.full(self.batch_shape, value, dtype=torch.float64, device=self.device)
+
+    @cached_property
+    def _entries(self) -> Tensor:
+        # Without a reference the stored entries say as much as their float64 copies, for less.
+        return self.kept if self.differ is None else self.matrices
+
+    @cached_property
+    def _extremes(self) -> tuple[Tensor, Tensor]:
+        entries = self._entries
+        return entries.amin((-2, -1)).double(), entries.amax((-2, -1)).double()
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """The largest magnitude of an entry: float64, batch shape; not finite where one is not."""
+        low, high = self._extremes
+        return torch.maximum(-low, high)
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """Whether every entry of a matrix and of its weight is finite: bool, batch shape."""
+        if self.empty:
+            return torch.ones(self.batch_shape, dtype=torch.bool, device=self.device)
+        return self.unit.isfinite()
+
+    @cached_property
+    def defined(self) -> Tensor:
+        """Whether there is a residual at all: finite, and with a common diagonal where one is asked for."""
+        if self.empty:
+            return torch.zeros(self.batch_shape, dtype=torch.bool, device=self.device)
+        if self.identity_scale is None:
+            return self.finite
+        return self.finite & ~self.identity_scale.isnan()
+
+    @cached_property
+    def nonzero(self) -> tuple[Tensor, Tensor]:
+        """Which rows `[..., m]` and which columns `[..., n]` have a non-zero entry."""
+        if self.empty:
+            entries = self.kept != 0
+            return entries.any(-1), entries.any(-2)
+        magnitudes = self._entries.abs()
+        return magnitudes.amax(-1) != 0, magnitudes.amax(-2) != 0
+
+    @cached_property
+    def zero(self) -> Tensor:
+        """Whether every entry is exactly zero: bool, batch shape."""
+        if self.empty:
+            return torch.ones(self.batch_shape, dtype=torch.bool, device=self.device)
+        return self.unit == 0
+
+    @property
+    def small(self) -> bool:
+        """Whether the spectrum costs no more than what would replace it."""
+        return min(self.shape) <= SMALL
+
+    @property
+    def has_spectrum(self) -> bool:
+        """Whether the whole spectrum is there, is cheap or will be asked for anyway."""
+        return self.small or "singular_values" in self.__dict__ or not NEED_SPECTRUM.isdisjoint(self.wants)
+
+    def compact(self, index: int) -> Tensor:
+        """Return one matrix without its zero rows and columns, which add only zeros to the spectrum.
+
+        Args:
+            index: which matrix of the batch.
+
+        Returns:
+            `[rows, columns]`, float64.
+        """
+        rows, columns = (axis.reshape(-1, axis.shape[-1])[index] for axis in self.nonzero)
+        matrix = self.matrices.reshape(-1, *self.shape)[index]
+        return matrix if bool(rows.all()) and bool(columns.all()) else matrix[rows][:, columns]
+
+    @cached_property
+    def singular_values(self) -> Tensor:
+        """All singular values, descending, float64 `[..., min(m, n)]`; NaN where undefined."""
+        count = min(self.shape)
+        if self.empty or (self.kept.ndim > 2 and self.small):
+            clean = torch.where(self.defined[..., None, None], self.matrices, 0.0)
+            return torch.where(self.defined[..., None], torch.linalg.svdvals(clean), torch.nan)
+        spectra = torch.full(
+            (max(1, math.prod(self.batch_shape)), count), torch.nan, dtype=torch.float64, device=self.device
+        )
+        for index, defined in enumerate(self.defined.reshape(-1).tolist()):
+            if defined:
+                values = torch.linalg.svdvals(self.compact(index))
+                spectra[index] = torch.nn.functional.pad(values, (0, count - values.shape[0]))
+        return spectra.reshape(*self.batch_shape, count)
+
+    @cached_property
+    def largest(self) -> Tensor:
+        """σ₁ of the residual: float64, batch shape; without the rest of the spectrum where that costs."""
+        if self.empty:
+            return self.full(math.nan)
+        if self.has_spectrum:
+            return self.singular_values[..., 0]
+        if self.differ is None:
+            return self.scale
+
+        def norm(index: int) -> float:
+            # What is left of a partial identity is often a small block.
+            return _norm(self.compact(index), self.coarse, self.warm, ("residual", index))
+
+        return self.each(norm)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the entries come from float32 or below, whose squares float64 holds exactly."""
+        return self.eps >= torch.finfo(torch.float32).eps
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """The larger of σ₁(W) and σ₁(W_ref), whose rounding errors the residual carries."""
+        if self.differ is None and self.has_spectrum:
+            return self.largest
+        weight = self._norms(self.weight, "weight")
+        if self.differ is None:
+            return weight
+        if self.identity_scale is not None:
+            return torch.maximum(weight, self.identity_scale.abs())
+        assert self.reference is not None
+        return torch.maximum(weight, self._norms(self.reference, "reference"))
+
+    def _norms(self, matrices: Tensor, name: str) -> Tensor:
+        if self.small:
+            clean = torch.where(self.defined[..., None, None], matrices, 0.0)
+            return torch.where(self.defined, torch.linalg.svdvals(clean)[..., 0], torch.nan)
+        flat = matrices.reshape(-1, *self.shape)
+        values = [
+            _norm(flat[index], self.coarse, self.warm, (name, index)) if defined else math.nan
+            for index, defined in enumerate(self.defined.reshape(-1).tolist())
+        ]
+        return torch.tensor(values, dtype=torch.float64, device=self.device).reshape(self.batch_shape)
+
+    @cached_property
+    def stable_rank(self) -> Tensor:
+        """‖A‖_F² / σ₁² of the batch shape, 0 for a zero matrix: from σ₁ to `LOOSE` where that is cheaper."""
+        if self.empty:
+            return self.full(math.nan)
+        if self.has_spectrum or "largest" in self.__dict__:
+            return (self.frobenius / torch.where(self.largest > 0, self.largest, 1.0)).square()
+        rows, columns = self.shape
+        source = self._entries.reshape(-1, rows, columns)
+        units = self.unit.reshape(-1)
+
+        def ratio(index: int) -> float:
+            work, _ = _working(source[index], float(units[index]), self.coarse)
+            length = torch.empty(min(rows, columns), dtype=work.dtype, device=work.device)
+            start = self.warm.start(("residual", index), length) if self.warm else None
+            top = top_singular(work, LOOSE, start)
+            if top is None:
+                return float(self.frobenius.reshape(-1)[index] / self.largest.reshape(-1)[index]) ** 2
+            if self.warm:
+                self.warm.keep(("residual", index), top)
+            # Each row in its own precision, all rows in float64: right to 1e-6 at a quarter of the cost.
+            squares = torch.linalg.vector_norm(work, dim=-1).double().square()
+            return float(squares.sum()) / top.value**2
+
+        return self.each(ratio)
+
+    def each(self, number: Callable[[int], float]) -> Tensor:
+        """Compute one number for every matrix that is defined and not zero.
+
+        Args:
+            number: the index of a matrix among them all, to a number.
+
+        Returns:
+            float64 of the batch shape; 0 for a zero matrix, NaN for an undefined one.
+        """
+        fates = zip(self.defined.reshape(-1).tolist(), self.zero.reshape(-1).tolist(), strict=True)
+        values = [
+            math.nan if not defined else 0.0 if zero else number(index)
+            for index, (defined, zero) in enumerate(fates)
+        ]
+        return torch.tensor(values, dtype=torch.float64, device=self.device).reshape(self.batch_shape)
+
+    @cached_property
+    def frobenius(self) -> Tensor:
+        """‖A‖_F, float64, batch shape, from squares that neither overflow nor vanish."""
+        if self.empty:
+            return self.full(math.nan)
+        ordinary = (self.unit > 1e-100) & (self.unit < 1e100)
+        unit = torch.where(ordinary | self.zero | ~self.defined, 1.0, self.unit)
+        matrices = self.matrices if bool((unit == 1).all()) else self.matrices / unit[..., None, None]
+        norms = torch.linalg.vector_norm(matrices, dim=(-2, -1)) * unit
+        return torch.where(self.defined, norms, torch.nan)
+
+    def count(self, rule: str, tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
+        """Count the singular values above τ, and measure how far the nearest one is from it.
+
+        Args:
+            rule: the name of the tolerance.
+            tau: float64, batch shape.
+            margin: whether the margin is wanted.
+
+        Returns:
+            The count and the margin (NaN where it is not wanted), of the batch shape; NaN where
+            undefined.
+        """
+        if rule not in self.counts:
+            self.counts[rule] = self._count(tau, margin or "rank_margin" in self.wants)
+        return self.counts[rule]
+
+    def _count(self, tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
+        if self.empty:
+            return self.full(math.nan), self.full(math.nan)
+        if not self.has_spectrum and self.coarse:
+            found = [self._certified(index, t, margin) for index, t in enumerate(tau.reshape(-1).tolist())]
+            if None not in found:
+                pairs = torch.tensor(found, dtype=torch.float64, device=self.device)
+                return pairs[:, 0].reshape(self.batch_shape), pairs[:, 1].reshape(self.batch_shape)
+        values = self.singular_values
+        count = torch.where(self.defined, (values > tau[..., None]).sum(-1).double(), torch.nan)
+        return count, (values - tau[..., None]).abs().amin(-1)
+
+    def _certified(self, index: int, tau: float, margin: bool) -> tuple[float, float] | None:
+        if not bool(self.defined.reshape(-1)[index]):
+            return math.nan, math.nan
+        if bool(self.zero.reshape(-1)[index]):
+            return 0.0, tau
+        largest, unit = (float(t.reshape(-1)[index]) for t in (self.largest, self.unit))
+        if not (1e-100 < unit < 1e100 and gram_decides(max(self.shape), tau, largest)):
+            return None
+        if largest <= tau:
+            return (0.0, tau - largest) if largest < tau * (1 - 1e-6) else None
+        A = self.compact(index)
+        found = None
+        if not margin:
+            found = count_by_range(A, tau, largest, float(self.frobenius.reshape(-1)[index]), margin)
+        found = found or count_by_inertia(A, tau, largest, margin)
+        if found is None:
+            return None
+        distance = math.nan if found.margin is None else found.margin
+        if margin and min(A.shape) < min(self.shape):
+            distance = min(distance, tau)  # the zeros that were dropped
+        return float(found.rank), distance
+
+
+def _working(matrix: Tensor, unit: float, coarse: bool) -> tuple[Tensor, float]:
+    """Return a matrix fit to be squared, in float32 where that is as fine as its entries, and its factor."""
+    # A power of two: scaling by it rounds nothing.
+    factor = 1.0 if 1e-6 < unit < 1e6 else 2.0 ** -math.frexp(unit)[1]
+    if factor != 1.0:
+        # In two steps: 2⁻¹⁰⁷⁴ has no reciprocal.
+        half = 2.0 ** (math.frexp(factor)[1] // 2)
+        matrix = matrix.double() * half * (factor / half)
+    return (matrix.float() if coarse else matrix.double()), factor
+
+
+def _norm(matrix: Tensor, coarse: bool, warm: WarmStart | None, key: Hashable) -> float:
+    """Return σ₁ of one float64 matrix that is finite."""
+    unit = float(matrix.abs().amax())
+    if unit == 0:
+        return 0.0
+    norm = None
+    if min(matrix.shape) > SMALL:
+        work, _ = _working(matrix, unit, coarse)
+        norm = spectral_norm_of_matrix(matrix, work, warm, key)
+    return float(torch.linalg.svdvals(matrix)[0]) if norm is None else norm
