@@ -135,7 +135,7 @@ def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
                 continue
             seen.add(identity)
             # Only the shapes matter here; a meta tensor costs nothing.
-            matrices = matricize(_as_parameter(parameter.to("meta"), module), view)
+            matrices = matricize(_as_parameter(parameter.detach().to("meta"), module), view)
             if min(matrices.shape[-2:]) < 2 or matrices.shape[:-2].numel() == 0:
                 continue
             name = layer_name(qualified)
@@ -149,7 +149,7 @@ def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
     """Yield a module's own parameters with what identifies them, a parametrized one as it acts."""
     for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-        yield attribute, parameter.detach(), id(parameter)
+        yield attribute, parameter, id(parameter)
     if is_parametrized(module):
         for attribute, parametrization in module.parametrizations.items():  # type: ignore[union-attr, operator]
             yield attribute, _effective(module, attribute), id(parametrization)

@@ -569,7 +569,7 @@ def test_repair_refuses_a_stranger_left_by_a_killed_program(tmp_path):
 
     def write():
         with h5py.File(path, "w", libver="latest") as file:
-            file.create_dataset("x", (1,), maxshape=(None,), chunks=(1,))
+            file.create_dataset("x", (1,), "f4", maxshape=(None,), chunks=(1,))
         file = h5py.File(path, "r+", libver="latest")
         file.swmr_mode = True
         return file
