@@ -67,11 +67,10 @@ def _checked_mapping(given: Mapping[str, Any], layers: Sequence[Layer]) -> dict[
     return {layer.name: tensors[layer.name].detach().clone() for layer in layers}
 
 
-def reference_of(name: str, given: Any, layer: Layer) -> Reference:
+def reference_of(given: Any, layer: Layer) -> Reference:
     """Return what is subtracted from one layer.
 
     Args:
-        name: of the reference.
         given: as `named_references` returns it.
         layer: the layer, whose weights now are the reference ``init``.
 

@@ -140,7 +140,7 @@ class RankTracker:
         references = named_references(reference, self._layers)
         self._plan = plan(metrics, tuple(references), tolerance)
         self._references = {
-            layer.name: {name: reference_of(name, given, layer) for name, given in references.items()}
+            layer.name: {name: reference_of(given, layer) for name, given in references.items()}
             for layer in self._layers
         }
         self._warm = {layer.name: WarmStart() for layer in self._layers}
