@@ -391,3 +391,33 @@ def test_distinct_rows_are_a_metric_of_the_matrix_as_stored():
     assert (plain.value.item(), residual.value.item()) == (3, 3)
     batch = torch.stack((W, torch.ones(6, 4)))
     assert plan("distinct_rows").evaluate(batch, {"none": None})[0][0].value.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("trial", range(12))
+def test_splitting_off_the_identity_changes_no_number(trial):
+    # float32, so that the SVD of the whole matrix, the reference here, is exact enough for every tolerance.
+    g = torch.Generator().manual_seed(trial)
+    m, n = torch.randint(130, 220, (2,), generator=g).tolist()
+    alpha = (1.0, 0.5, -0.25)[trial % 3]
+    W = torch.zeros(m, n)
+    W.diagonal().fill_(alpha)
+    rows, columns = (torch.randperm(size, generator=g)[: 5 + 4 * trial] for size in (m, n))
+    W[rows[:, None], columns] += torch.randn(len(rows), len(columns), generator=g)
+    assert Residual.of(W, "identity").learned is not None
+    D = W.double() - alpha * torch.eye(m, n, dtype=torch.float64)
+    expected = torch.linalg.svdvals(D)
+    torch.testing.assert_close(
+        spectrum.singular_values(W, reference="identity"), expected, rtol=1e-9, atol=1e-12
+    )
+    found = spectrum.support(W, reference="identity")
+    assert found == ((D != 0).any(1).sum(), (D != 0).any(0).sum())
+    norms = max(torch.linalg.svdvals(W.double())[0].item(), abs(alpha))
+    tau = spectrum.threshold(Residual.of(W, "identity")).item()
+    assert tau == pytest.approx(max(m, n) * torch.finfo(torch.float32).eps * norms, rel=1e-6)
+    assert spectrum.rank(W, reference="identity") == (expected > tau).sum()
+    assert spectrum.rank(W, reference="identity", tolerance=1e-4) == (expected > 1e-4).sum()
+    ratio = (expected.square().sum() / expected[0] ** 2).item()
+    assert spectrum.stable_rank(W, reference="identity").item() == pytest.approx(ratio, rel=1e-4)
+    assert spectrum.frobenius_norm(W, reference="identity").item() == pytest.approx(
+        D.norm().item(), rel=1e-12
+    )

@@ -13,6 +13,7 @@ Layout:
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,12 +22,14 @@ from torch import Tensor
 from zanalysis.errors import InputError, did_you_mean
 
 __all__ = [
+    "Learned",
     "Reference",
     "ReferenceTable",
     "View",
     "checked_parameter",
     "identity_like",
     "identity_scale_of",
+    "learned_of",
     "matricize",
 ]
 
@@ -37,6 +40,9 @@ ReferenceTable = Mapping[str, Reference]
 """References by the name under which their results are stored."""
 
 VIEWS = ("out", "in", "taps")
+
+MOST_LEARNED = 0.7
+"""Share of a matrix above which splitting off the identity saves nothing."""
 
 
 def checked_parameter(W: Any) -> Tensor:
@@ -142,20 +148,88 @@ def identity_scale_of(W: Tensor) -> Tensor:
         values differ.
     """
     diagonal = _diagonal(W).double()
-    size = diagonal.shape[-1]
-    if size == 0:
+    if diagonal.shape[-1] == 0:
         return torch.ones(W.shape[:-2] if W.ndim <= 3 else (), dtype=torch.float64, device=W.device)
+    return _common_diagonal(diagonal, *_off_diagonal(W))
+
+
+def _off_diagonal(W: Tensor) -> tuple[Tensor, Tensor]:
+    # The largest magnitude off the diagonal in each row and in each column.
     elsewhere = W.abs()  # a copy; NaN stays NaN, which is not zero
     _diagonal(elsewhere).zero_()
     if W.ndim <= 3:
-        in_row, in_column = elsewhere.amax(-1), elsewhere.amax(-2)
-    else:
-        in_row, in_column = elsewhere.flatten(1).amax(-1), elsewhere.transpose(0, 1).flatten(1).amax(-1)
+        return elsewhere.amax(-1), elsewhere.amax(-2)
+    return elsewhere.flatten(1).amax(-1), elsewhere.transpose(0, 1).flatten(1).amax(-1)
+
+
+def _common_diagonal(diagonal: Tensor, in_row: Tensor, in_column: Tensor) -> Tensor:
+    size = diagonal.shape[-1]
     idle = (in_row[..., :size] == 0) & (in_column[..., :size] == 0)
     low = torch.where(idle, diagonal, torch.inf).amin(-1)
     high = torch.where(idle, diagonal, -torch.inf).amax(-1)
     common = torch.where(low == high, low, torch.nan)
     return torch.where(idle.any(-1), common, 1.0)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a matrix W has beyond α·I*, where that is but a part of it.
+
+    With S the indices whose row or column is not that of α·I*, `W = W[S, S] ⊕ α·I`: nothing outside S
+    has to be looked at again.
+
+    Attributes:
+        rows: which rows differ from those of α·I*, bool `[m]`.
+        columns: which columns do, bool `[n]`.
+        weight: `W[S, S]`, float64.
+        residual: `W[S, S] − α·I*`, float64.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    weight: Tensor
+    residual: Tensor
+
+    @property
+    def block(self) -> Tensor:
+        """The residual without its zero rows and columns, which add only zeros to a spectrum."""
+        m, n = self.rows.shape[0], self.columns.shape[0]
+        size = min(m, n)
+        either = self.rows[:size] | self.columns[:size]
+        rows = torch.cat((self.rows[:size][either], self.rows[size:][self.rows[size:]]))
+        columns = torch.cat((self.columns[:size][either], self.columns[size:][self.columns[size:]]))
+        return self.residual[rows][:, columns]
+
+
+def learned_of(W: Tensor) -> tuple[Tensor, Learned | None]:
+    """Split a matrix into what it has learned and the scaled identity that is left.
+
+    Args:
+        W: `[m, n]`.
+
+    Returns:
+        α as `identity_scale_of` gives it, and what was learned; None where that is nothing, nearly all of
+        W, or unknown, and W is to be taken whole.
+    """
+    diagonal = W.diagonal().double()
+    in_row, in_column = _off_diagonal(W)
+    scale = _common_diagonal(diagonal, in_row, in_column)
+    moved = diagonal != scale
+    rows, columns = in_row != 0, in_column != 0
+    size = diagonal.shape[0]
+    rows[:size] |= moved
+    columns[:size] |= moved
+    either = rows[:size] | columns[:size]
+    keep_rows, keep_columns = torch.cat((either, rows[size:])), torch.cat((either, columns[size:]))
+    share = float(keep_rows.sum() * keep_columns.sum()) / W.numel()
+    if not 0 < share < MOST_LEARNED:
+        return scale, None
+    weight = W[keep_rows][:, keep_columns].double()
+    if not bool(weight.isfinite().all()):
+        return scale, None
+    residual = weight.clone()
+    residual.diagonal()[: int(either.sum())].sub_(scale)
+    return scale, Learned(rows, columns, weight, residual)
 
 
 def identity_like(W: Tensor, scale: Tensor | float = 1.0) -> Tensor:

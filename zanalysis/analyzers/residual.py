@@ -17,11 +17,13 @@ from torch import Tensor
 from zanalysis.analyzers.inertia import count_by_inertia, count_by_range, gram_decides
 from zanalysis.analyzers.lanczos import LOOSE, WarmStart, spectral_norm_of_matrix, top_singular
 from zanalysis.analyzers.matrices import (
+    Learned,
     Reference,
     View,
     checked_parameter,
     identity_like,
     identity_scale_of,
+    learned_of,
     matricize,
     subtract_identity,
 )
@@ -50,6 +52,7 @@ class Residual:
         warm: where the search for σ₁ starts, if it has been made before.
         wants: the metrics that will be asked for, by which the cheapest way to all of them is chosen.
         counts: rank and margin by the name of the tolerance.
+        learned: where the reference is α·I* and W one matrix that is mostly that, the rest of it.
     """
 
     kept: Tensor
@@ -61,6 +64,7 @@ class Residual:
     warm: WarmStart | None = None
     wants: frozenset[str] = frozenset()
     counts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False)
+    learned: Learned | None = None
 
     @classmethod
     def of(
@@ -114,7 +118,11 @@ class Residual:
                 f"unknown reference {reference!r}: expected None, 'identity' or a tensor of the "
                 "weight's shape ('init' is known only to a tracker or a series of checkpoints)."
             )
-        scale = identity_scale_of(parameter)
+        learned = None
+        if kept.ndim == 2 and parameter.ndim == 2 and min(kept.shape) > SMALL and not callable(view):
+            scale, learned = learned_of(kept)
+        else:
+            scale = identity_scale_of(parameter)
         # A NaN scale has no reference to subtract; its status says so, and no NaN spreads.
         used = scale.nan_to_num(1.0)
         if scale.ndim == 0:
@@ -128,7 +136,8 @@ class Residual:
                 return kept.double() - initial()
             return matricize(subtract_identity(parameter, used), view)
 
-        return cls(kept, differ, initial, eps, parameter.dtype, scale, warm, frozenset(wants))
+        wanted = frozenset(wants)
+        return cls(kept, differ, initial, eps, parameter.dtype, scale, warm, wanted, learned=learned)
 
     @cached_property
     def matrices(self) -> Tensor:
@@ -179,6 +188,8 @@ class Residual:
     @cached_property
     def _entries(self) -> Tensor:
         # Without a reference the stored entries say as much as their float64 copies, for less.
+        if self.learned is not None:
+            return self.learned.residual
         return self.kept if self.differ is None else self.matrices
 
     @cached_property
@@ -214,6 +225,8 @@ class Residual:
         if self.empty:
             entries = self.kept != 0
             return entries.any(-1), entries.any(-2)
+        if self.learned is not None:
+            return self.learned.rows, self.learned.columns
         magnitudes = self._entries.abs()
         return magnitudes.amax(-1) != 0, magnitudes.amax(-2) != 0
 
@@ -243,6 +256,8 @@ class Residual:
         Returns:
             `[rows, columns]`, float64.
         """
+        if self.learned is not None:
+            return self.learned.block
         rows, columns = (axis.reshape(-1, axis.shape[-1])[index] for axis in self.nonzero)
         matrix = self.matrices.reshape(-1, *self.shape)[index]
         return matrix if bool(rows.all()) and bool(columns.all()) else matrix[rows][:, columns]
@@ -289,6 +304,9 @@ class Residual:
         """The larger of σ₁(W) and σ₁(W_ref), whose rounding errors the residual carries."""
         if self.differ is None and self.has_spectrum:
             return self.largest
+        if self.learned is not None and self.identity_scale is not None:
+            around = _norm(self.learned.weight, self.coarse, self.warm, ("weight", 0))
+            return self.identity_scale.abs().clamp(min=around)
         weight = self._norms(self.weight, "weight")
         if self.differ is None:
             return weight
@@ -315,7 +333,7 @@ class Residual:
             return self.full(math.nan)
         if self.has_spectrum or "largest" in self.__dict__:
             return (self.frobenius / torch.where(self.largest > 0, self.largest, 1.0)).square()
-        rows, columns = self.shape
+        rows, columns = self._entries.shape[-2:]
         source = self._entries.reshape(-1, rows, columns)
         units = self.unit.reshape(-1)
 
@@ -357,7 +375,8 @@ class Residual:
             return self.full(math.nan)
         ordinary = (self.unit > 1e-100) & (self.unit < 1e100)
         unit = torch.where(ordinary | self.zero | ~self.defined, 1.0, self.unit)
-        matrices = self.matrices if bool((unit == 1).all()) else self.matrices / unit[..., None, None]
+        matrices = self.matrices if self.learned is None else self.learned.residual
+        matrices = matrices if bool((unit == 1).all()) else matrices / unit[..., None, None]
         norms = torch.linalg.vector_norm(matrices, dim=(-2, -1)) * unit
         return torch.where(self.defined, norms, torch.nan)
 
