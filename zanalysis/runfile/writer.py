@@ -376,8 +376,10 @@ class RunWriter:
             self._replace("overhead/elapsed", np.array([elapsed]))
         more = (len(self._rows), len(self._logged), len(self._new_names), len(self._events))
         if any(more):
-            counts = [before + new for before, new in zip(done[:4], more, strict=True)]
-            self._committed = Committed(*counts, os.fstat(self._descriptor).st_size)
+            size = os.fstat(self._descriptor).st_size
+            self._committed = Committed(
+                done.steps + more[0], done.logged + more[1], done.names + more[2], done.events + more[3], size
+            )
             self._replace("committed", np.array(self._committed, np.int64))
         for buffer in (self._rows, self._logged, self._new_names, self._events):
             buffer.clear()
@@ -418,7 +420,15 @@ class RunWriter:
         for buffer in (self._rows, self._logged, self._new_names, self._events):
             buffer.clear()
         self._account = None
+        if not self._file:
+            return
         _descriptors.pop(self._descriptor, None)
+        # Closing would try to write again, fail again, and crash the interpreter at its end. What HDF5 still
+        # holds goes nowhere instead, and the file stays as a kill would have left it.
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, self._descriptor, inheritable=False)
+            os.close(nowhere)
         with contextlib.suppress(Exception):
             self._file.close()
         release(self._lock)
