@@ -509,6 +509,7 @@ def test_names_lose_only_what_wrappers_add():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it loads its compiler
 def test_a_compiled_model_has_the_names_of_its_original(attach):
     tracker = attach(torch.compile(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))), metrics="rank")
     assert layers_of(tracker) == ["0", "1"]
