@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from hooks.layers import Layer, Selection, select_layers
+from hooks.references import named_references, reference_of
 from hooks.schedules import Schedule, every
 from hooks.staging import OnFull, StagedWriter
 from hooks.structure import describe_layers, describe_model, describe_optimizer, versions
 from hooks.taps import StepTap, unwrapped
-from zanalysis.analyzers.matrices import Reference, View
+from zanalysis.analyzers.lanczos import WarmStart
+from zanalysis.analyzers.matrices import View
 from zanalysis.analyzers.metrics import NONE, Key, UserMetric, plan
 from zanalysis.analyzers.statuses import CODES, STATUSES
 from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
@@ -135,12 +137,13 @@ class RankTracker:
         self._schedule = every(50) if schedule is None else schedule
         self._layers = select_layers(model, layers, view)
         optimizers = unwrapped(optimizer)
-        references = _references(reference, self._layers)
+        references = named_references(reference, self._layers)
         self._plan = plan(metrics, tuple(references), tolerance)
         self._references = {
-            layer.name: {name: _reference_of(name, given, layer) for name, given in references.items()}
+            layer.name: {name: reference_of(given, layer) for name, given in references.items()}
             for layer in self._layers
         }
+        self._warm = {layer.name: WarmStart() for layer in self._layers}
         self._view = view
         self._spectrum_size = spectrum_size
         self._on_record = on_record
@@ -302,7 +305,11 @@ class RankTracker:
             count = len(layer.matrices)
             try:
                 measurements, spectrum = self._plan.evaluate(
-                    layer.read(), self._references[layer.name], self._view, self._on_error(layer)
+                    layer.read(),
+                    self._references[layer.name],
+                    self._view,
+                    self._on_error(layer),
+                    self._warm[layer.name],
                 )
                 # [matrices, keys, 3], on the layer's device until all layers are done. What is one number
                 # for the whole parameter, such as the scale of its identity, counts for each matrix.
@@ -389,62 +396,6 @@ def _checked_attributes(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InputError(f"attributes must be what JSON can hold: {error}.") from error
     return stored
-
-
-def _references(reference: Any, layers: Sequence[Layer]) -> dict[str, Any]:
-    # By the names that a table shows; those given as tensors must fit a layer.
-    several = reference if isinstance(reference, list | tuple) else [reference]
-    if not several:
-        raise InputError("reference is empty; pass None, 'init', 'identity', a tensor, or a list of these.")
-    named: dict[str, Any] = {}
-    for given in several:
-        if given is None:
-            named[NONE] = None
-        elif isinstance(given, str) and given in ("init", "identity"):
-            named[given] = given
-        elif isinstance(given, Tensor):
-            if not any(tuple(given.shape) == layer.shape for layer in layers):
-                raise InputError(f"the reference of shape {list(given.shape)} fits no recorded layer.")
-            named[_free_name(named)] = given.detach().clone()
-        elif isinstance(given, Mapping):
-            named[_free_name(named)] = _checked_mapping(given, layers)
-        else:
-            raise InputError(
-                f"unknown reference {given!r}; expected None, 'init', 'identity', a tensor, a mapping from "
-                "layer names to tensors, or a list of these."
-            )
-    return named
-
-
-def _free_name(named: Mapping[str, Any]) -> str:
-    count = sum(name.startswith("tensor") for name in named)
-    return f"tensor_{count + 1}" if count else "tensor"
-
-
-def _checked_mapping(given: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Tensor]:
-    from hooks.layers import layer_name
-
-    tensors = {layer_name(name): value for name, value in given.items()}
-    for layer in layers:
-        value = tensors.get(layer.name)
-        if not isinstance(value, Tensor) or tuple(value.shape) != layer.shape:
-            raise InputError(
-                f"the reference has no tensor of shape {list(layer.shape)} for layer {layer.name!r}; pass one for "
-                "every recorded layer, or choose layers=…"
-            )
-    return {layer.name: tensors[layer.name].detach().clone() for layer in layers}
-
-
-def _reference_of(name: str, given: Any, layer: Layer) -> Reference:
-    if given is None:
-        return None
-    if isinstance(given, str) and given == "identity":
-        return "identity"
-    if isinstance(given, str):
-        return layer.read().clone()
-    tensor: Tensor = given[layer.name] if isinstance(given, Mapping) else given
-    # A kernel of one tap dimension is read with two. What does not fit becomes an `error` of that layer.
-    return tensor.reshape(layer.read().shape) if tuple(tensor.shape) == layer.shape else tensor
 
 
 def _logged_number(name: str, value: Any) -> float:

@@ -376,10 +376,8 @@ class RunWriter:
             self._replace("overhead/elapsed", np.array([elapsed]))
         more = (len(self._rows), len(self._logged), len(self._new_names), len(self._events))
         if any(more):
-            size = os.fstat(self._descriptor).st_size
-            self._committed = Committed(
-                done.steps + more[0], done.logged + more[1], done.names + more[2], done.events + more[3], size
-            )
+            counts = Committed(*(before + new for before, new in zip(done[:4], more, strict=True)))
+            self._committed = counts._replace(size=os.fstat(self._descriptor).st_size)
             self._replace("committed", np.array(self._committed, np.int64))
         for buffer in (self._rows, self._logged, self._new_names, self._events):
             buffer.clear()

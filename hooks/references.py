@@ -1,0 +1,88 @@
+"""What is subtracted from a weight before it is measured, by the names that a table shows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hooks.layers import Layer, layer_name
+from zanalysis.analyzers.matrices import Reference
+from zanalysis.analyzers.metrics import NONE
+from zanalysis.errors import InputError
+
+__all__ = ["named_references", "reference_of"]
+
+
+def named_references(reference: Any, layers: Sequence[Layer]) -> dict[str, Any]:
+    """Name the references that were asked for.
+
+    Args:
+        reference: None, ``"init"``, ``"identity"``, a tensor, a mapping from layer names to tensors, or
+            several of these.
+        layers: the recorded layers, one of which a tensor must fit.
+
+    Returns:
+        What was given, by name: ``none``, ``init``, ``identity``, ``tensor``, ``tensor_2``, ….
+
+    Raises:
+        InputError: if a reference is of another kind, or fits no layer.
+    """
+    several = reference if isinstance(reference, list | tuple) else [reference]
+    if not several:
+        raise InputError("reference is empty; pass None, 'init', 'identity', a tensor, or a list of these.")
+    named: dict[str, Any] = {}
+    for given in several:
+        if given is None:
+            named[NONE] = None
+        elif isinstance(given, str) and given in ("init", "identity"):
+            named[given] = given
+        elif isinstance(given, Tensor):
+            if not any(tuple(given.shape) == layer.shape for layer in layers):
+                raise InputError(f"the reference of shape {list(given.shape)} fits no recorded layer.")
+            named[_free_name(named)] = given.detach().clone()
+        elif isinstance(given, Mapping):
+            named[_free_name(named)] = _checked_mapping(given, layers)
+        else:
+            raise InputError(
+                f"unknown reference {given!r}; expected None, 'init', 'identity', a tensor, a mapping from "
+                "layer names to tensors, or a list of these."
+            )
+    return named
+
+
+def _free_name(named: Mapping[str, Any]) -> str:
+    count = sum(name.startswith("tensor") for name in named)
+    return f"tensor_{count + 1}" if count else "tensor"
+
+
+def _checked_mapping(given: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Tensor]:
+    tensors = {layer_name(name): value for name, value in given.items()}
+    for layer in layers:
+        value = tensors.get(layer.name)
+        if not isinstance(value, Tensor) or tuple(value.shape) != layer.shape:
+            raise InputError(
+                f"the reference has no tensor of shape {list(layer.shape)} for layer {layer.name!r}; pass one for "
+                "every recorded layer, or choose layers=…"
+            )
+    return {layer.name: tensors[layer.name].detach().clone() for layer in layers}
+
+
+def reference_of(given: Any, layer: Layer) -> Reference:
+    """Return what is subtracted from one layer.
+
+    Args:
+        given: as `named_references` returns it.
+        layer: the layer, whose weights now are the reference ``init``.
+
+    Returns:
+        None, ``"identity"``, or a tensor of the shape that the layer is read in.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str) and given == "identity":
+        return "identity"
+    if isinstance(given, str):
+        return layer.read().clone()
+    tensor: Tensor = given[layer.name] if isinstance(given, Mapping) else given
+    # A kernel of one tap dimension is read with two. What does not fit becomes an `error` of that layer.
+    return tensor.reshape(layer.read().shape) if tuple(tensor.shape) == layer.shape else tensor
