@@ -14,11 +14,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hooks.layers import Layer, layer_name
+from zanalysis._version import __version__
 from zanalysis.analyzers.symmetry import recognize_start
 
 __all__ = ["describe_layers", "describe_model", "describe_optimizer", "versions"]
 
-_PACKAGES = ("zanalysis", "torch", "numpy", "scipy", "h5py")
+_PACKAGES = ("torch", "numpy", "scipy", "h5py")
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def versions() -> dict[str, str]:
     Returns:
         By name; a package that is not installed is left out.
     """
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "zanalysis": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -702,6 +702,7 @@ def test_attributes_say_what_was_recorded(tmp_path, mlp, attach):
     assert facts["optimizers"][0]["type"] == "SGD"
     assert facts["optimizers"][0]["groups"][0]["lr"] == 0.1
     assert facts["versions"]["torch"] == torch.__version__
+    assert "zanalysis" in facts["versions"]
     assert [layer["shape"] for layer in facts["layers"]] == [[5, 6], [4, 5]]
 
 
