@@ -197,7 +197,7 @@ class RankTracker:
                 )
                 if not writer.resumed:
                     undo.callback(writer.path.unlink, missing_ok=True)
-                undo.callback(writer.abandon)
+                undo.callback(writer.close)
                 self._writer = StagedWriter(writer, flush_seconds, on_full)
                 if writer.resumed:
                     self._writer.event(start, "resumed", _resumed(start, references))

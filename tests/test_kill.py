@@ -167,7 +167,7 @@ def test_a_follower_sees_whole_steps_only_and_never_fewer(tmp_path, trainings, u
     assert len(set(looks)) >= 3  # it moved on while we looked
 
 
-def test_a_killed_run_goes_on_to_what_an_unkilled_one_would_be(tmp_path, trainings, unkilled, mlp, attach):
+def test_a_killed_run_goes_on_to_what_an_unkilled_one_would_be(tmp_path, trainings, attach):
     path = tmp_path / "run.h5"
     child = trainings.start(path, 100_000, pause=0.002)
     trainings.first_step()

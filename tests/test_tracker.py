@@ -27,6 +27,7 @@ from hooks.staging import StagedWriter
 from zanalysis.errors import InputError, NotBuiltYetError, RunFileError
 from zanalysis.runfile import RunWriter, Series
 from zanalysis.runfile.reader import open_run
+from zanalysis.runfile.repair import repair
 
 
 def random_metric(W):
@@ -508,6 +509,7 @@ def test_names_lose_only_what_wrappers_add():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it loads its compiler
 def test_a_compiled_model_has_the_names_of_its_original(attach):
     tracker = attach(torch.compile(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))), metrics="rank")
     assert layers_of(tracker) == ["0", "1"]
@@ -704,7 +706,7 @@ def test_attributes_say_what_was_recorded(tmp_path, mlp, attach):
     assert [layer["shape"] for layer in facts["layers"]] == [[5, 6], [4, 5]]
 
 
-@pytest.mark.parametrize("end", ["", "raise SystemExit(0)", "sys.stdout.close()"])
+@pytest.mark.parametrize("end", ["", pytest.param("raise SystemExit(0)", marks=pytest.mark.slow)])
 def test_a_forgotten_tracker_completes_its_file_at_exit(tmp_path, end):
     code = f"""
 import sys, tempfile
@@ -722,6 +724,29 @@ for _ in range(20):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert open_run(tmp_path / "run.h5").steps.tolist() == list(range(21))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.h5"]
+
+
+def test_a_full_disk_stops_the_recording_with_a_warning_and_nothing_else(tmp_path):
+    code = f"""
+import resource, signal, torch
+from hooks import RankTracker, every
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+model = torch.nn.Linear(4, 3)
+with RankTracker(model, None, {str(tmp_path / "run.h5")!r}, schedule=every(1), flush_seconds=0.01) as tracker:
+    for step in range(10_000):
+        tracker.log(loss=1.0, **{{f"more{{i}}": 2.0 for i in range(20)}})
+        if step % 100 == 0: tracker.step()
+print("trained to the end")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "trained to the end\n")
+    assert done.stderr.count("has stopped, the training goes on") == 1
+    run = open_run(tmp_path / "run.h5")
+    assert run.steps.tolist() == list(range(len(run.steps)))
+    assert set(run.logged()["loss"]) == {1.0}
+    assert repair(tmp_path / "run.h5")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.h5"]
 
 

@@ -418,7 +418,15 @@ class RunWriter:
         for buffer in (self._rows, self._logged, self._new_names, self._events):
             buffer.clear()
         self._account = None
+        if not self._file:
+            return
         _descriptors.pop(self._descriptor, None)
+        # Closing would try to write again, fail again, and crash the interpreter at its end. What HDF5 still
+        # holds goes nowhere instead, and the file stays as a kill would have left it.
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, self._descriptor, inheritable=False)
+            os.close(nowhere)
         with contextlib.suppress(Exception):
             self._file.close()
         release(self._lock)
