@@ -19,7 +19,17 @@ from zanalysis.analyzers.symmetry import recognize_start
 
 __all__ = ["describe_layers", "describe_model", "describe_optimizer", "versions"]
 
+# What these do to a model is done around it.
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
 _PACKAGES = ("torch", "numpy", "scipy", "h5py")
+
+
+def _kind(module: nn.Module) -> str:
+    # Another's class may be called Identity and be none.
+    kind = type(module)
+    return (
+        kind.__name__ if kind.__module__.startswith("torch.nn.") else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -34,12 +44,12 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         each with name, shape, dtype, whether it is trained, and whether it is zero now.
     """
     leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
-    inner = [module for module in model.modules() if list(module.children())]
+    inner = [m for m in model.modules() if list(m.children()) and type(m).__name__ not in _WRAPPERS]
     return {
         "type": type(model).__qualname__,
         "sequential": all(type(module).forward is nn.Sequential.forward for module in inner),
         "modules": [
-            {"name": layer_name(name), "type": type(module).__name__, "settings": module.extra_repr()}
+            {"name": layer_name(name), "type": _kind(module), "settings": module.extra_repr()}
             for name, module in leaves
         ],
         "parameters": [

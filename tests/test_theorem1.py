@@ -104,6 +104,18 @@ UNMET = {
     "random weights": (lambda: reset(mlp()), {}, "does not start as the identity"),
     "sigmoid": (lambda: mlp(activation=nn.Sigmoid), {}, "Sigmoid does not vanish at 0"),
     "N_x > N_h": (lambda: mlp(n_x=30), {}, "N_h ≥ N_x, N_y is not met: .* 24 dimensions, N_x = 30"),
+    "a shifted activation": (
+        lambda: mlp(activation=lambda: nn.Hardtanh(0.5, 1.0)),
+        {},
+        "Hardtanh does not vanish at 0",
+    ),
+    "alpha dropout": (
+        lambda: mlp(activation=lambda: nn.AlphaDropout(0.2)),
+        {},
+        "AlphaDropout does not vanish at 0",
+    ),
+    "an unknown module": (lambda: mlp(activation=Identity), {}, r"type \S*Identity is not part"),
+    "an offset": (lambda: Offset(), {}, "the parameter offset is not part"),
     "bias": (lambda: biased(mlp(bias=True)), {}, "the bias 0.bias is not zero at step 0"),
     "normalization": (
         lambda: mlp(activation=lambda: nn.BatchNorm1d(N_H, affine=False)),
@@ -146,6 +158,28 @@ class Functional(nn.Module):
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x))
         return self.layers[-1](x)
+
+
+class Identity(nn.Module):
+    """No identity at all."""
+
+    def forward(self, x):
+        return x + 1
+
+
+class Offset(nn.Module):
+    """A perceptron with a parameter that its layers know nothing of."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = mlp()
+        self.offset = nn.Parameter(torch.ones(N_X))
+
+    def __getitem__(self, index):
+        return self.layers[index]
+
+    def forward(self, x):
+        return self.layers(x + self.offset)
 
 
 @pytest.mark.parametrize("name", sorted(UNMET))
@@ -191,6 +225,84 @@ def test_the_bound_of_other_activations_counts_the_outputs(tmp_path, activation,
     assert found.measured == bound
 
 
+@pytest.mark.parametrize("missing", [1, 3])
+def test_a_relu_missing_behind_one_weight_loosens_the_bound(tmp_path, missing):
+    model = mlp(n_x=5, n_h=32, n_y=12)
+    del model[missing]
+    found = verdict(trained(tmp_path / "a.h5", model), "(ii)")
+    assert (found.verdict, found.bound) == ("holds", 12)
+
+
+def test_two_linear_maps_in_a_row_reach_the_looser_bound(tmp_path):
+    layers = [nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 12)]
+    model = initializers.gi_(nn.Sequential(*layers))
+    found = verdict(trained(tmp_path / "a.h5", model), "(ii)")
+    assert (found.verdict, found.bound, found.measured) == ("holds", 12, 12)
+
+
+class Perceptron(nn.Module):
+    """A perceptron with a forward of its own, which leaves out what it registers, where asked to."""
+
+    def __init__(self, used, **sizes):
+        super().__init__()
+        self.layers = nn.ModuleList(mlp(**sizes))
+        self.used = used
+
+    def __getitem__(self, index):
+        return self.layers[index]
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            x = layer(x) if isinstance(layer, nn.Linear) or i in self.used else x
+        return x
+
+
+def test_ii_is_judged_on_a_class_of_ones_own_with_what_is_recorded(tmp_path):
+    found = verdict(trained(tmp_path / "a.h5", Perceptron((1, 3))), "(ii)")
+    assert (found.verdict, found.bound) == ("holds", N_X)
+    # Where the ReLU stands is not recorded: 12 does not refute 5, since 12 outputs may be the bound.
+    found = verdict(trained(tmp_path / "b.h5", Perceptron((), n_x=5, n_h=32, n_y=12)), "(ii)")
+    assert (found.verdict, found.bound, found.measured) == ("inconclusive", 5, 12)
+    assert "where the activation stands is not recorded" in found.why
+
+
+def test_ii_holds_under_dropout(tmp_path):
+    model = mlp()
+    model.insert(2, nn.Dropout(0.3))
+    model[0].in_features = N_X
+    with RankTracker(
+        model,
+        torch.optim.SGD(model.parameters(), 0.1),
+        tmp_path / "a.h5",
+        reference="identity",
+        metrics="support",
+    ):
+        pass
+    assert verdict(tmp_path / "a.h5", "(ii)").verdict == "holds"
+
+
+def test_an_idle_diagonal_that_differs_is_not_called_learning(tmp_path):
+    def spoil(model):
+        with torch.no_grad():
+            model[2].weight[-1, -1] = 0.5
+
+    found = verdict(trained(tmp_path / "a.h5", mlp(), spoil=spoil), "(ii)")
+    assert found.verdict == "inconclusive"
+    assert "no_common_diagonal at step 40" in found.why
+    assert "which gradient descent does not do" in found.why
+
+
+def test_decay_that_leaves_the_identity_alone_is_not_spoken_of(tmp_path):
+    model = mlp()
+    groups = [
+        {"params": [model[0].weight], "weight_decay": 0.01},
+        {"params": [model[2].weight, model[4].weight]},
+    ]
+    found = verdict(trained(tmp_path / "a.h5", model, torch.optim.SGD(groups, 0.2)), "(ii)")
+    assert found.verdict == "holds"
+    assert "Weight decay" not in found.why
+
+
 def test_a_linear_network_is_a_perceptron_too(tmp_path):
     found = verdict(trained(tmp_path / "a.h5", mlp(activation=nn.Identity)), "(ii)")
     assert (found.verdict, found.bound) == ("holds", N_X)
@@ -221,6 +333,13 @@ def test_iii_holds_by_the_span_of_a_recorded_run(tmp_path):
     found = verdict(trained(tmp_path / "a.h5", mlp(kind="hadamard")), "(iii)")
     assert found.verdict == "holds"
     assert found.measured > found.bound == N_X
+
+
+def test_iii_shows_the_numbers_that_decide(tmp_path):
+    # A run no wider than its input is no Hadamard run: its span, below the bound, decides nothing.
+    found = verdict(trained(tmp_path / "a.h5", mlp(n_x=16, n_h=16, kind="hadamard")), "(iii)")
+    assert (found.verdict, found.bound, found.measured) == ("holds", 24, 32)
+    assert "no recorded run shows it" in found.why
 
 
 def test_iii_would_notice_a_span_that_is_not_wider(monkeypatch):
@@ -296,6 +415,21 @@ def test_second_cap_is_judged_only_where_it_can_be(tmp_path, settings, expected,
     found = verdict(capped(tmp_path, **settings), "second cap")
     assert found.verdict == expected
     assert re.search(says, found.why)
+
+
+@pytest.mark.parametrize("module", [nn.Dropout(0.3), nn.RReLU()])
+def test_second_cap_is_not_refuted_by_random_modules(tmp_path, module):
+    model = mlp(n_h=64, dtype=torch.float64, kind="hadamard")
+    model[1] = nn.Sequential(nn.ReLU(), module)
+    found = verdict(trained(tmp_path / "a.h5", model), "second cap")
+    assert found.verdict == "inconclusive"
+    assert "draws random numbers" in found.why
+
+
+def test_second_cap_says_where_the_width_alone_ensures_it(tmp_path):
+    found = verdict(capped(tmp_path, n_h=8, normalization="paper"), "second cap")
+    assert found.verdict == "holds"
+    assert "which N_h = 8 alone ensures" in found.why
 
 
 def test_second_cap_without_a_hadamard_run_is_inconclusive(tmp_path):

@@ -4,6 +4,7 @@ Theorem 1 of the ZerO paper is about perceptrons `z_l = φ(W_l z_{l−1})`. A hy
 does not show to be met is *unmet*: the sentence that says so names it.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +23,19 @@ ZERO_AT_ZERO = FLAT_AT_ZERO | {
     "CELU", "ELU", "GELU", "Hardswish", "Hardtanh", "LeakyReLU", "Mish", "PReLU", "RReLU", "SELU", "SiLU",
     "Softsign", "Tanh", "Tanhshrink",
 }  # fmt: skip
-NONZERO_AT_ZERO = {"Hardsigmoid", "LogSigmoid", "Sigmoid", "Softmax", "Softmin", "Softplus", "LogSoftmax"}
-HARMLESS = {"Dropout", "AlphaDropout", "Flatten", "Identity", "Linear"}
+NONZERO_AT_ZERO = {
+    "AlphaDropout",
+    "FeatureAlphaDropout",
+    "Hardsigmoid",
+    "LogSigmoid",
+    "Sigmoid",
+    "Softmax",
+    "Softmin",
+    "Softplus",
+    "LogSoftmax",
+}
+HARMLESS = {"Dropout", "Flatten", "Identity", "Linear"}
+RANDOM = {"Dropout", "RReLU"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,11 @@ class Perceptron:
     def label(self) -> str:
         """What the run is called."""
         return self.run.path.stem
+
+    @property
+    def kind(self) -> str:
+        """The class of the model."""
+        return str(self.run.attributes.get("model", {}).get("type", "the model"))
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -69,23 +86,48 @@ class Perceptron:
         """Dimensions of the hidden spaces."""
         return [int(layer["shape"][0]) for layer in self.layers[:-1]]
 
+    @property
+    def sequential(self) -> bool:
+        """Whether the recorded modules, in their order, are all that happens."""
+        return bool(self.run.attributes.get("model", {}).get("sequential"))
+
     @cached_property
+    def modules(self) -> list[dict[str, Any]]:
+        """The modules that act between the first and the last weight, as far as their order is known."""
+        modules: list[dict[str, Any]] = self.run.attributes.get("model", {}).get("modules", [])
+        names = [module["name"] for module in modules]
+        ends = [layer["name"] for layer in (self.layers[:1] + self.layers[-1:])]
+        if self.sequential and set(ends) <= set(names):
+            # Only here is the order that of execution; what follows the last weight belongs to the loss.
+            return modules[names.index(ends[0]) : names.index(ends[-1]) + 1]
+        return modules
+
+    @property
     def activations(self) -> list[str]:
         """The types of the modules between the weights that are not linear maps, each once."""
-        model = self.run.attributes.get("model", {})
-        modules = model.get("modules", [])
-        if model.get("sequential") and self.layers:
-            # Only here is the order that of execution; what follows the last weight belongs to the loss.
-            names = [module["name"] for module in modules]
-            last = self.layers[-1]["name"]
-            modules = modules[: names.index(last)] if last in names else modules
-        kinds = [module["type"] for module in modules if module["type"] not in HARMLESS]
+        kinds = [module["type"] for module in self.modules if module["type"] not in HARMLESS]
         return list(dict.fromkeys(kinds))
 
     @property
+    def random(self) -> list[str]:
+        """The types of the modules that draw random numbers."""
+        return sorted({module["type"] for module in self.modules} & RANDOM)
+
+    @property
     def flat_at_zero(self) -> bool:
-        """Whether the activation also has slope 0 at 0, as torch's ReLU has."""
-        return bool(self.activations) and set(self.activations) <= FLAT_AT_ZERO
+        """Whether the activation also has slope 0 at 0, as torch's ReLU has, behind every weight but the last."""
+        if not self.activations or not set(self.activations) <= FLAT_AT_ZERO:
+            return False
+        if not self.sequential:
+            return True
+        flat = False
+        for module in self.modules[1:]:
+            if module["type"] == "Linear":
+                if not flat:
+                    return False
+                flat = False
+            flat = flat or module["type"] in FLAT_AT_ZERO
+        return True
 
     @property
     def weight_decay(self) -> float:
@@ -118,20 +160,33 @@ class Perceptron:
                 f"N_x = {self.n_x}, N_y = {self.n_y}"
             )
         yield from self._unmet_activation()
-        for parameter in self.run.attributes["model"]["parameters"]:
-            if parameter["name"].split(".")[-1].startswith("bias") and not parameter["zero"]:
-                yield f"the bias {parameter['name']} is not zero at step 0"
+        yield from self._unmet_parameters()
         if self.run.attributes.get("start", 0) != 0:
             yield f"the record begins at step {self.run.attributes['start']}, not at the initialization"
 
+    def _unmet_parameters(self) -> Iterator[str]:
+        model = self.run.attributes["model"]
+        kinds = {module["name"]: module["type"] for module in model["modules"]}
+        for parameter in model["parameters"]:
+            owner, _, attribute = parameter["name"].rpartition(".")
+            if len(parameter["shape"]) >= 2 or parameter["zero"] or kinds.get(owner) == "PReLU":
+                continue
+            if attribute.startswith("bias"):
+                yield f"the bias {parameter['name']} is not zero at step 0"
+            else:
+                yield f"the parameter {parameter['name']} is not part of the theorem's network"
+
     def _unmet_activation(self) -> Iterator[str]:
-        if not self.activations and not self.run.attributes["model"].get("sequential"):
+        if not self.activations and not self.sequential:
             yield (
                 "no activation function is recorded (one that is called inside forward cannot be seen: use a "
                 "module such as nn.ReLU)"
             )
+        settings = {module["type"]: module["settings"] for module in self.modules}
         for kind in self.activations:
-            if kind in NONZERO_AT_ZERO:
+            limits = dict(re.findall(r"(min_val|max_val)=(-?[\d.e+-]+)", settings[kind]))
+            clipped = float(limits.get("min_val", 0)) > 0 or float(limits.get("max_val", 0)) < 0
+            if kind in NONZERO_AT_ZERO or clipped:
                 yield f"the activation function {kind} does not vanish at 0"
             elif kind not in ZERO_AT_ZERO:
                 yield f"the module type {kind} is not part of the theorem's network"
