@@ -270,6 +270,16 @@ def test_it_stops_once_full_and_the_answer_is_the_same():
     assert (merged.samples, merged.skipped, merged.dimension().item()) == (10000, 2 * span.skipped, 12)
 
 
+def test_what_either_part_skipped_counts_in_the_tolerance_of_both():
+    z = torch.randn(3000, 12, generator=torch.Generator().manual_seed(0))
+    left, right = fed(z[:100], 10), fed(z[100:], 100)
+    assert (left.skipped > 0, right.skipped > 2000) == (True, True)
+    sigma = np.linalg.svd(z.double().numpy(), compute_uv=False)[0]
+    for merged in (left.merge(right), right.merge(left)):
+        assert merged.skipped == left.skipped + right.skipped
+        assert merged.reading().tolerance.item() >= 12 * EPS[torch.float32] * sigma
+
+
 def test_a_giant_sample_after_stopping_is_seen():
     """Full at first, and no longer: σ₁ grows, and with it the tolerance."""
     z = torch.randn(5000, 12, generator=torch.Generator().manual_seed(0))
@@ -401,7 +411,7 @@ def test_memory_does_not_grow_with_the_samples():
 
 def test_update_keeps_nothing_of_the_caller():
     for dtype in (torch.float32, torch.float64):
-        z = low_rank(50, 12, 5, dtype)
+        z = low_rank(10, 12, 5, dtype)
         kept, span = z.clone(), ActivationSpan(12)
         span.update(z)
         assert torch.equal(z, kept)
