@@ -155,7 +155,7 @@ def _dense(network: NetworkMap, x: Tensor, memory: int, size: _Size) -> Tensor:
 
 
 def _singular_values(jacobians: Tensor) -> Tensor:
-    finite = jacobians.isfinite().flatten(1).all(1)
+    finite = jacobians.abs().flatten(1).amax(1).isfinite()
     matrices = jacobians.to(torch.float64)
     if not finite.all():
         matrices = torch.where(finite[:, None, None], matrices, 0.0)
