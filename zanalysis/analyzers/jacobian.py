@@ -155,18 +155,20 @@ def _dense(network: NetworkMap, x: Tensor, memory: int, size: _Size) -> Tensor:
 
 
 def _singular_values(jacobians: Tensor) -> Tensor:
-    finite = jacobians.abs().flatten(1).amax(1).isfinite()
     matrices = jacobians.to(torch.float64)
-    if not finite.all():
-        matrices = torch.where(finite[:, None, None], matrices, 0.0)
     if matrices.shape[1] < matrices.shape[2]:
         matrices = matrices.mT
-    if 2 * matrices.shape[2] < matrices.shape[1]:
-        if jacobians.dtype != torch.float64:
-            # In float64 the Gram matrix of a float32 J has digits to spare, unless σ is very small.
-            squares = torch.linalg.eigvalsh(matrices.mT @ matrices).flip(-1)
+    thin = 2 * matrices.shape[2] < matrices.shape[1]
+    if thin and jacobians.dtype != torch.float64:
+        # In float64 the Gram matrix of a float32 J has digits to spare, unless σ is very small.
+        grams = matrices.mT @ matrices
+        if grams.isfinite().all():
+            squares: Tensor = torch.linalg.eigvalsh(grams).flip(-1)
             if (squares[:, -1] > _GRAM_FLOOR * squares[:, 0]).all():
-                return torch.where(finite[:, None], squares.clamp_min(0.0).sqrt(), torch.nan)
+                return squares.sqrt()
+    finite = matrices.isfinite().flatten(1).all(1)
+    matrices = torch.where(finite[:, None, None], matrices, 0.0)
+    if thin:
         # The triangle of a tall matrix has the same singular values, and all their digits.
         matrices = torch.linalg.qr(matrices, mode="r").R
     values: Tensor = torch.linalg.svdvals(matrices)
