@@ -167,15 +167,24 @@ def test_relu_and_partial_identity_count_the_active_inputs():
     assert ours.tolist() == [[1, 1, 1, 1, 0, 0], [0] * 6]
 
 
-def test_a_thin_jacobian_keeps_its_small_singular_values():
-    """Their squares are below the rounding of the largest one's: a Gram matrix would lose them."""
-    model = nn.Linear(40, 3, bias=False).double()
-    q = torch.linalg.qr(torch.randn(40, 3, dtype=torch.float64)).Q
-    strengths = torch.tensor([1.0, 1e-9, 1e-12], dtype=torch.float64)
-    model.weight.data = strengths[:, None] * q.T
-    np.testing.assert_allclose(
-        jacobian_singular_values(model, torch.zeros(1, 40).double())[0], strengths, rtol=1e-3
-    )
+@pytest.mark.parametrize(
+    ("dtype", "strengths", "rtol"),
+    [
+        (torch.float64, [1.0, 1e-9, 1e-12], 1e-3),
+        (torch.float64, [1.0, 0.5, 2e-3], 1e-12),
+        (torch.float32, [1.0, 1e-5, 1e-7], 1e-7),
+        (torch.float32, [1.0, 0.5, 2e-3], 1e-9),
+    ],
+)
+def test_a_thin_jacobian_keeps_its_small_singular_values(dtype, strengths, rtol):
+    """The squares of some are below the rounding of the largest one's: a Gram matrix would lose them."""
+    model = nn.Linear(40, 3, bias=False, dtype=dtype)
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((side, 3)))[0] for side in (3, 40))
+    model.weight.data = torch.from_numpy(left * strengths @ right.T).to(dtype)
+    expected = np.linalg.svd(model.weight.detach().double().numpy(), compute_uv=False)
+    ours = jacobian_singular_values(model, torch.zeros(2, 40, dtype=dtype))
+    np.testing.assert_allclose(ours.numpy(), np.tile(expected, (2, 1)), rtol=rtol)
 
 
 def test_between_named_layers():

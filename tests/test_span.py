@@ -146,7 +146,7 @@ def test_singular_values_against_numpy():
 def test_the_tolerance_is_features_eps_sigma_and_knows_no_samples():
     """A weak direction stays, however often the samples are repeated; numpy's rule loses it."""
     z = torch.diag(torch.tensor([1.0] * 15 + [3e-5]))
-    once, often = fed(z, 16), fed(z.repeat(4000, 1), 512, stop_when_full=False)
+    once, often = fed(z, 16), fed(z.repeat(4000, 1), 512, stop="never")
     assert once.dimension().item() == often.dimension().item() == 16
     assert often.dimension("numpy").item() == 15
     sigma = 4000**0.5
@@ -166,7 +166,7 @@ def test_eps_is_that_of_the_stored_dtype_the_coarsest_or_the_one_given():
     z = low_rank(200, 20, 4, torch.float32) + 1e-4 * low_rank(200, 20, 20, torch.float32, seed=1)
     assert fed(z, 64).dimension().item() == 20
     assert fed(z, 64, dtype=torch.bfloat16).dimension().item() == 4
-    mixed = ActivationSpan(20, stop_when_full=False)
+    mixed = ActivationSpan(20, stop="never")
     mixed.update(z[:100])
     mixed.update(z[100:].double())
     assert mixed.dimension().item() == 20
@@ -258,16 +258,26 @@ def test_extreme_scales_neither_overflow_nor_vanish():
 
 def test_it_stops_once_full_and_the_answer_is_the_same():
     z = torch.randn(5000, 12, generator=torch.Generator().manual_seed(0))
-    span, all_of_it = fed(z, 100), fed(z, 100, stop_when_full=False)
+    span, all_of_it = fed(z, 100), fed(z, 100, stop="never")
     assert span.skipped > 4000
     assert all_of_it.skipped == 0
     assert span.dimension().item() == all_of_it.dimension().item() == literal_dimension(z) == 12
     assert span.samples == 5000
-    with pytest.raises(InputError, match="stop_when_full=False"):
+    with pytest.raises(InputError, match="stop='never'"):
         span.singular_values()
     assert all_of_it.singular_values().shape == (12,)
     merged = span.merge(span)
     assert (merged.samples, merged.skipped, merged.dimension().item()) == (10000, 2 * span.skipped, 12)
+
+
+def test_what_either_part_skipped_counts_in_the_tolerance_of_both():
+    z = torch.randn(3000, 12, generator=torch.Generator().manual_seed(0))
+    left, right = fed(z[:100], 10), fed(z[100:], 100)
+    assert (left.skipped > 0, right.skipped > 2000) == (True, True)
+    sigma = np.linalg.svd(z.double().numpy(), compute_uv=False)[0]
+    for merged in (left.merge(right), right.merge(left)):
+        assert merged.skipped == left.skipped + right.skipped
+        assert merged.reading().tolerance.item() >= 12 * EPS[torch.float32] * sigma
 
 
 def test_a_giant_sample_after_stopping_is_seen():
@@ -281,6 +291,62 @@ def test_a_giant_sample_after_stopping_is_seen():
         span.update(giant)
         assert literal_dimension(torch.cat([z, giant])) == expected
         assert span.dimension().item() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_it_settles_where_nothing_new_comes_and_wakes_where_something_does(dtype):
+    z = low_rank(6000, 24, 18, dtype)
+    span = fed(z, 100, stop="settled")
+    assert span.skipped > 5000
+    assert fed(z, 100).skipped == 0
+    assert (span.dimension().item(), span.status) == (18, "ok")
+    new = torch.zeros(300, 24, dtype=dtype)
+    new[:, 3] = torch.linspace(1, 2, 300).to(dtype)
+    skipped = span.skipped
+    span.update(new)
+    assert span.skipped == skipped
+    reading = span.reading()
+    assert literal_dimension(torch.cat([z, new])) == 19
+    assert reading.dimension.item() == 19 or (reading.status, reading.dimension.isnan().item()) == (
+        "not_converged",
+        True,
+    )
+    # A tolerance above some of the values cannot be decided without the samples skipped.
+    assert span.reading(float(fed(z, 100).singular_values()[9])).status == "not_converged"
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    ranks=st.lists(st.integers(1, 10), min_size=1, max_size=6),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    cut=st.integers(0, 6),
+)
+def test_property_settling_never_gives_a_wrong_number(ranks, dtype, cut):
+    """Batches of different spans, fed to one span and to two that are merged."""
+    parts = [low_rank(80, 10, rank, dtype, seed) for seed, rank in enumerate(ranks)]
+    z = torch.cat(parts)
+    whole, left, right = (ActivationSpan(10, stop="settled") for _ in range(3))
+    for index, part in enumerate(parts):
+        for piece in part.split(10):
+            whole.update(piece)
+            (left if index < cut else right).update(piece)
+    for span in (whole, left.merge(right)):
+        reading = span.reading()
+        assert span.samples == len(z)
+        if reading.status == "not_converged":
+            assert span.skipped > 0
+        else:
+            assert reading.dimension.item() == literal_dimension(z)
+
+
+def test_settled_spans_of_one_and_the_same_kind_merge():
+    basis = torch.linalg.qr(torch.randn(64, 40, generator=torch.Generator().manual_seed(0)))[0].T
+    mixtures = torch.randn(4000, 40, generator=torch.Generator().manual_seed(1))
+    z = mixtures @ basis
+    left, right = fed(z[:2000], 100, stop="settled"), fed(z[2000:], 100, stop="settled")
+    assert left.skipped > 1000
+    assert right.skipped > 1000
+    assert left.merge(right).dimension().item() == 40
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -345,7 +411,7 @@ def test_memory_does_not_grow_with_the_samples():
 
 def test_update_keeps_nothing_of_the_caller():
     for dtype in (torch.float32, torch.float64):
-        z = low_rank(50, 12, 5, dtype)
+        z = low_rank(10, 12, 5, dtype)
         kept, span = z.clone(), ActivationSpan(12)
         span.update(z)
         assert torch.equal(z, kept)
@@ -411,6 +477,8 @@ def test_what_cannot_be_decided_is_refused():
         ActivationSpan(-1)
     with pytest.raises(InputError, match="at least 1"):
         ActivationSpan(3, max_features=0)
+    with pytest.raises(InputError, match="did you mean 'never'"):
+        ActivationSpan(3, stop="nevr")
     with pytest.raises(InputError, match="floating dtype"):
         ActivationSpan(3, dtype=torch.int32)
     with pytest.raises(InputError, match="needs a batch dimension"):
@@ -482,7 +550,7 @@ def test_activation_span_equals_stacked_outputs_of_the_model_in_eval_mode():
         assert spans[name].samples == len(z)
         assert spans[name].dimension().item() == literal_dimension(z), name
         sigma = np.linalg.svd(z.double().numpy(), compute_uv=False)
-        kept = activation_span(model, x, name, stop_when_full=False)[name].singular_values()
+        kept = activation_span(model, x, name, stop="never")[name].singular_values()
         np.testing.assert_allclose(kept.numpy(), sigma, rtol=1e-5, err_msg=name)
 
 

@@ -18,8 +18,9 @@ __all__ = ["FLOOR", "Factor", "Gram", "Sketch", "Triangle"]
 
 FLOOR = 1e-6
 _PANEL = 64
-_ROWS = 1024
+_ROWS = 512
 _TRIANGLE_ROWS = 4096
+_GAP = 1e3
 
 
 class Factor(ABC):
@@ -51,6 +52,26 @@ class Factor(ABC):
     def singular_values(self) -> Tensor:
         """Return the singular values of all rows stacked: `[features]`, descending, of finite rows."""
 
+    @abstractmethod
+    def exceeds(self, square: Tensor) -> bool:
+        """Say whether the smallest singular value, squared, may exceed a number; False is certain."""
+
+    @abstractmethod
+    def complement(self, values: Tensor, rank: int) -> Tensor | None:
+        """Find an orthonormal basis of the directions behind the first `rank` of the singular values.
+
+        Args:
+            values: what `singular_values` returns.
+            rank: at least 1, at most features.
+
+        Returns:
+            `[features, features - rank]`, or None where no gap in the values sets these directions apart.
+        """
+
+    @abstractmethod
+    def inside(self, basis: Tensor) -> Tensor:
+        """Return the largest singular value, squared, of the rows times `[features, columns]`: 0-d."""
+
 
 class Gram(Factor):
     """The upper half of ZᵀZ, for 32-bit and 16-bit samples, whose squares float64 holds without overflow."""
@@ -64,7 +85,7 @@ class Gram(Factor):
         """Add rowsᵀ · rows by panels, as the upper half costs little more than half of the whole."""
         # A GPU is kept busy by few large products, a CPU by panels that fit its cache.
         panel = _PANEL if self.device.type == "cpu" else max(1, self.features)
-        for part in torch.split(rows, max(_ROWS, self.features)):
+        for part in torch.split(rows, _ROWS):
             wide = part.to(torch.float64)
             for left in range(0, self.features, panel):
                 right = left + panel
@@ -87,6 +108,59 @@ class Gram(Factor):
         """Return the square roots of the eigenvalues, with an absolute error of about 1e-8 · σ₁."""
         eigenvalues: Tensor = torch.linalg.eigvalsh(self.product, UPLO="U")
         return eigenvalues.flip(0).clamp_min(0.0).sqrt()
+
+    def exceeds(self, square: Tensor) -> bool:
+        """Try a Cholesky factorization, which costs a fraction of the eigenvalues.
+
+        Args:
+            square: the number.
+
+        Returns:
+            Whether it succeeds.
+        """
+        shifted = self.product.clone()
+        shifted.diagonal().sub_(square)
+        return not torch.linalg.cholesky_ex(shifted, upper=True)[1]
+
+    def complement(self, values: Tensor, rank: int) -> Tensor | None:
+        """Iterate inversely (Golub & Van Loan, 8.2), which needs little memory beside the matrix.
+
+        Args:
+            values: what `singular_values` returns.
+            rank: at least 1.
+
+        Returns:
+            The basis, if there is a gap.
+        """
+        if rank == self.features:
+            return self.product.new_zeros(self.features, 0)
+        # Between the two sides of the gap: each step then shrinks what lies above it by at least _GAP.
+        shift = torch.maximum(4 * values[rank].square(), 1e-13 * values[0].square())
+        if values[rank - 1].square() < _GAP * shift:
+            return None
+        shifted = self.product.clone()
+        shifted.diagonal().add_(shift)
+        failed = torch.zeros((), dtype=torch.int32, device=self.device)
+        # Into itself: the smaller the layer's share of memory, the better.
+        torch.linalg.cholesky_ex(shifted, upper=True, out=(shifted, failed))
+        if failed:
+            return None
+        own = torch.Generator().manual_seed(rank)
+        basis = torch.randn(self.features, self.features - rank, generator=own, dtype=torch.float64)
+        basis = basis.to(self.device)
+        for _ in range(3):
+            basis = torch.linalg.solve_triangular(shifted.T, basis, upper=False)
+            basis = torch.linalg.qr(torch.linalg.solve_triangular(shifted, basis, upper=True)).Q
+        return basis
+
+    def inside(self, basis: Tensor) -> Tensor:
+        """Return the largest eigenvalue of basisᵀ · ZᵀZ · basis."""
+        upper = self.product.triu()
+        half = upper @ basis
+        whole = basis.T @ half
+        whole = whole + whole.T - (basis * upper.diagonal()[:, None]).T @ basis
+        eigenvalues: Tensor = torch.linalg.eigvalsh(whole)
+        return eigenvalues.amax().clamp_min(0.0) if len(eigenvalues) else eigenvalues.new_zeros(())
 
 
 class Triangle(Factor):
@@ -134,6 +208,38 @@ class Triangle(Factor):
         self._fold()
         values = torch.linalg.svdvals(self.triangle[:, self.peaks > 0])
         return torch.nn.functional.pad(values, (0, self.features - len(values)))
+
+    def exceeds(self, square: Tensor) -> bool:
+        """Ask the smallest entry on the diagonal, which is an upper bound.
+
+        Args:
+            square: the number.
+
+        Returns:
+            Whether the entry exceeds it.
+        """
+        self._fold()
+        return bool(self.triangle.diagonal().square().amin() > square) if len(self.triangle) else False
+
+    def complement(self, values: Tensor, rank: int) -> Tensor | None:
+        """Take the last right singular vectors.
+
+        Args:
+            values: what `singular_values` returns.
+            rank: at least 1.
+
+        Returns:
+            The basis.
+        """
+        self._fold()
+        right: Tensor = torch.linalg.svd(self.triangle)[2]
+        return right[rank:].T
+
+    def inside(self, basis: Tensor) -> Tensor:
+        """Return the largest singular value of triangle · basis, squared."""
+        self._fold()
+        values: Tensor = torch.linalg.svdvals(self.triangle @ basis)
+        return values.amax().square() if len(values) else values.new_zeros(())
 
     def _fold(self) -> None:
         if self.waiting:

@@ -25,6 +25,8 @@ Method = Literal["auto", "dense", "lanczos"]
 _METHODS = ("auto", "dense", "lanczos")
 # What a products-only top-k costs at most, in rows of a dense Jacobian per value asked for (seen: 4 to 20).
 _PRODUCTS_PER_VALUE = 24
+# An eigenvalue of a Gram matrix above this share of the largest has a relative error of at most about 1e-9.
+_GRAM_FLOOR = 1e-6
 # What torch.func raises on an operation it cannot vectorize; a model that is at fault itself raises it again.
 _UNTRACEABLE = (RuntimeError, NotImplementedError)
 
@@ -45,10 +47,10 @@ def jacobian_singular_values(
     The model runs in eval mode, each sample with a batch dimension of one; mode, buffers, RNG, `.grad` and
     hooks are as before, also after an exception. Dense Jacobians are taken by reverse mode, a row per
     output, for many samples at once; where the network's operations do not vectorize (an LSTM), row by row.
-    Their singular values are those of a small triangular factor where J is thin, and never of JJᵀ, which
-    would lose half the digits. Large maps are not formed: J·v and Jᵀ·u feed a block Lanczos iteration
-    (`zanalysis.analyzers.block_lanczos`), J·v as the derivative of Jᵀ·u by u, since forward mode is missing for
-    attention and LSTM.
+    Where J is thin, its singular values are those of a small triangular factor, or of JJᵀ
+    in float64 where J is not and none is below σ₁ / 1000, as a square loses half the digits. Large maps are
+    not formed: J·v and Jᵀ·u feed a block Lanczos iteration (`zanalysis.analyzers.block_lanczos`), J·v as the
+    derivative of Jᵀ·u by u, since forward mode is missing for attention and LSTM.
 
     Args:
         model: the network.
@@ -153,14 +155,21 @@ def _dense(network: NetworkMap, x: Tensor, memory: int, size: _Size) -> Tensor:
 
 
 def _singular_values(jacobians: Tensor) -> Tensor:
-    finite = jacobians.isfinite().flatten(1).all(1)
     matrices = jacobians.to(torch.float64)
-    if not finite.all():
-        matrices = torch.where(finite[:, None, None], matrices, 0.0)
     if matrices.shape[1] < matrices.shape[2]:
         matrices = matrices.mT
-    if 2 * matrices.shape[2] < matrices.shape[1]:
-        # A triangle of the short side has the same singular values, and unlike a Gram matrix all their digits.
+    thin = 2 * matrices.shape[2] < matrices.shape[1]
+    if thin and jacobians.dtype != torch.float64:
+        # In float64 the Gram matrix of a float32 J has digits to spare, unless σ is very small.
+        grams = matrices.mT @ matrices
+        if grams.isfinite().all():
+            squares: Tensor = torch.linalg.eigvalsh(grams).flip(-1)
+            if (squares[:, -1] > _GRAM_FLOOR * squares[:, 0]).all():
+                return squares.sqrt()
+    finite = matrices.isfinite().flatten(1).all(1)
+    matrices = torch.where(finite[:, None, None], matrices, 0.0)
+    if thin:
+        # The triangle of a tall matrix has the same singular values, and all their digits.
         matrices = torch.linalg.qr(matrices, mode="r").R
     values: Tensor = torch.linalg.svdvals(matrices)
     return torch.where(finite[:, None], values, torch.nan)

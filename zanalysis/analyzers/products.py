@@ -170,7 +170,7 @@ class TracedProducts:
             vmap(some, in_dims=(0, None), randomness="different")(samples, first)
             for first in range(0, outputs, rows)
         ]
-        return torch.cat(parts, 1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class PlainProducts:

@@ -5,7 +5,7 @@ Notation: Z is the matrix of all samples, one a row; σ₁ ≥ σ₂ ≥ … are
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from zanalysis.analyzers.modes import evaluating, find_modules, first_tensor, wa
 from zanalysis.analyzers.stopping import StopRule
 from zanalysis.errors import InputError, did_you_mean
 
-__all__ = ["ActivationSpan", "Layout", "Reading", "activation_span", "as_samples"]
+__all__ = ["ActivationSpan", "Layout", "Reading", "Stop", "activation_span", "as_samples"]
 
+Stop = Literal["full", "settled", "never"]
+_STOPS = ("full", "settled", "never")
 _RULES = ("default", "numpy", "rounding")
-_ROWS = 4096
+_ROWS = 512
 
 
 class Reading(NamedTuple):
@@ -33,16 +35,17 @@ class Reading(NamedTuple):
 class _Kept:
     """All that a span keeps of its samples; there from the first of them on."""
 
-    def __init__(self, features: int, width: int, triangular: bool, device: torch.device) -> None:
+    def __init__(
+        self, features: int, width: int, triangular: bool, settled: bool, device: torch.device
+    ) -> None:
         self.factor: Factor = (Triangle if triangular else Gram)(width, device)
         self.sketch = Sketch(features, width, device) if width < features else None
-        self.rule = StopRule(width, device)
+        self.rule = StopRule(width, device, settled)
         self.longest = torch.zeros((), dtype=torch.float64, device=device)
         self.values: Tensor | None = None
 
     def absorb(self, other: "_Kept") -> None:
         self.factor.absorb(other.factor)
-        self.rule.absorb(other.rule)
         self.longest = torch.maximum(self.longest, other.longest.to(self.longest.device))
         if self.sketch is not None and other.sketch is not None:
             self.sketch.peaks = torch.maximum(self.sketch.peaks, other.sketch.peaks.to(self.longest.device))
@@ -63,9 +66,9 @@ class ActivationSpan:
     factor is kept instead, which does not square the condition; `exact=True` asks for it always.
 
     It stops accumulating once full: samples are skipped where it is proved that they change nothing at the
-    default tolerance (the proof is in `zanalysis.analyzers.stopping`). A later batch that outweighs all
-    before it is accumulated again; what had been skipped is then bounded, and where the bounds leave a
-    dimension open, as they may at another tolerance, it is NaN. `stop_when_full=False` keeps all.
+    default tolerance (the proof is in `zanalysis.analyzers.stopping`). Later samples that outweigh all before
+    are accumulated again; what had been skipped is then bounded, and where the bounds leave a dimension open,
+    as they may at another tolerance, it is NaN.
 
     Statuses: `ok`; `empty` (no sample); `nonfinite`; `zero` (the dimension is 0); `below_noise` (a relative
     tolerance reaches σ₁, as in bfloat16 from 128 features on: NaN, where `tolerance="rounding"` still
@@ -80,11 +83,14 @@ class ActivationSpan:
             rank is almost surely that of Z where that is smaller, and its singular values are off by a
             factor of about 1 ± √(dimension / max_features): an estimate where the spectrum has no gap at τ.
         exact: keep the triangular factor (True) or the Gram matrix (False); default: as τ needs.
-        stop_when_full: skip samples that provably change nothing; costs a synchronization per
-            update on a GPU.
+        stop: when to skip samples. `"full"`: once the dimension is features. `"settled"`: also once nothing
+            new comes, which is faster where the dimension stays below features (its proof needs a gap in the
+            spectrum at τ); after a merge, or where new directions come late, more often NaN. `"never"`: keep
+            all, as `singular_values` needs. While skipping, an update synchronizes with a GPU.
 
     Raises:
-        InputError: if features is negative, max_features is not positive or the dtype is not floating.
+        InputError: if features is negative, max_features not positive, the dtype not floating or stop
+            unknown.
 
     Example:
         >>> span = ActivationSpan(3)
@@ -100,17 +106,19 @@ class ActivationSpan:
         dtype: torch.dtype | None = None,
         max_features: int | None = None,
         exact: bool | None = None,
-        stop_when_full: bool = True,
+        stop: Stop = "full",
     ) -> None:
         if features < 0:
             raise InputError(f"features={features} must not be negative.")
         if max_features is not None and max_features < 1:
             raise InputError(f"max_features={max_features} must be at least 1.")
+        if stop not in _STOPS:
+            raise InputError(f"stop={stop!r} is unknown: {did_you_mean(str(stop), _STOPS)}")
         if dtype is not None and not dtype.is_floating_point:
             raise InputError(f"dtype={dtype} has no eps: a floating dtype is needed.")
         self.features = features
         self.samples = 0
-        self.stop_when_full = stop_when_full
+        self.stop = stop
         self._width = features if max_features is None else min(features, max_features)
         self._dtype = dtype
         self._eps = torch.finfo(dtype).eps if dtype is not None else 0.0
@@ -165,11 +173,11 @@ class ActivationSpan:
             self._eps = max(self._eps, torch.finfo(z.dtype).eps)
         if self._kept is None:
             triangular = self._relative < FLOOR if self._exact is None else self._exact
-            self._kept = _Kept(self.features, self._width, triangular, z.device)
+            self._kept = _Kept(self.features, self._width, triangular, self.stop == "settled", z.device)
         kept = self._kept
-        longest = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).amax()
-        kept.longest = torch.maximum(kept.longest, longest)
-        for part in torch.split(rows, max(_ROWS, self.features)):
+        for part in torch.split(rows, _ROWS):
+            longest = torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).amax()
+            kept.longest = torch.maximum(kept.longest, longest)
             self._take(part if kept.sketch is None else kept.sketch(part), kept)
 
     def reading(self, tolerance: float | str | None = None) -> Reading:
@@ -203,10 +211,10 @@ class ActivationSpan:
             return Reading(nan, nan, "nonfinite")
         if not self.support:
             return Reading(zero, zero if isinstance(rule, str) else zero + rule, "zero")
-        values = self._values(self._kept)
-        # The singular values of all samples lie between those accumulated and these (Weyl).
-        upper = (values.square() + self._kept.rule.energy.sum()).sqrt() if self.skipped else values
-        low, high = self._tau(rule, values[0]), self._tau(rule, upper[0])
+        values, rest = self._values(self._kept), self._kept.rule
+        # σ₁ of all samples lies between that of those accumulated and this (Weyl).
+        largest = (values[0].square() + rest.energy.sum()).sqrt() if rest.skipped else values[0]
+        low, high = self._tau(rule, values[0]), self._tau(rule, largest)
         if low < factor.floor * values[0]:
             cure = "construct it with exact=True" if isinstance(factor, Gram) else "enlarge it"
             raise InputError(
@@ -215,7 +223,7 @@ class ActivationSpan:
             )
         if isinstance(rule, str) and low >= values[0]:
             return Reading(nan, high, "below_noise")
-        least, most = int((values > high).sum()), int((upper > low).sum())
+        least, most = rest.bounds(factor, values, low, high)
         full_sketch = self.sketched and self._width == least < min(int(self.support), self.samples)
         if least != most or full_sketch:
             return Reading(nan, high, "not_converged")
@@ -247,8 +255,8 @@ class ActivationSpan:
             return torch.zeros(0, dtype=torch.float64)
         if self.skipped:
             raise InputError(
-                f"{self.skipped} of {self.samples} samples were skipped as the span was full: construct it "
-                "with stop_when_full=False to have its singular values."
+                f"{self.skipped} of {self.samples} samples were skipped, as they change no dimension: "
+                "construct the span with stop='never' to have its singular values."
             )
         sizes = self._kept.factor.sizes()
         return self._values(self._kept) if sizes.isfinite().all() else torch.full_like(sizes, torch.nan)
@@ -281,6 +289,9 @@ class ActivationSpan:
         merged._kept.absorb(other._kept)
         merged.samples += other.samples
         merged._eps = max(self._eps, other._eps)
+        if self.skipped or other.skipped:
+            values = merged._values(merged._kept)
+            merged._kept.rule.absorb(other._kept.rule, merged._kept.factor, values, merged._relative)
         return merged
 
     @property
@@ -294,8 +305,8 @@ class ActivationSpan:
         kept.values = None
         kept.factor.add(rows)
         accumulated = self.samples - kept.rule.skipped
-        if self.stop_when_full and kept.rule.due(accumulated) and kept.factor.sizes().isfinite().all():
-            kept.rule.look(self._values(kept), accumulated, self._relative)
+        if self.stop != "never" and kept.rule.due(kept.factor, accumulated, self._relative):
+            kept.rule.look(kept.factor, self._values(kept), self._relative)
 
     def _values(self, kept: _Kept) -> Tensor:
         if kept.values is None:
@@ -334,7 +345,7 @@ def activation_span(
     layout: Layout | Mapping[str, Layout] = "auto",
     batch_size: int = 256,
     max_features: int | None = None,
-    stop_when_full: bool = True,
+    stop: Stop = "full",
 ) -> dict[str, ActivationSpan]:
     """Run data through a model and accumulate the spans of the outputs of some of its layers.
 
@@ -354,7 +365,7 @@ def activation_span(
             dimensions.
         batch_size: inputs per forward pass where data is a tensor.
         max_features: sketch wider layers, as in `ActivationSpan`.
-        stop_when_full: as in `ActivationSpan`.
+        stop: as in `ActivationSpan`.
 
     Returns:
         A span for each layer, in the order given; one that was never called has 0 features and status
@@ -367,9 +378,7 @@ def activation_span(
         wanted = layout.get(name, "auto") if isinstance(layout, Mapping) else layout
         z = as_samples(first_tensor(output, name), layout_of(modules[name], wanted))
         if name not in spans:
-            spans[name] = ActivationSpan(
-                z.shape[-1], max_features=max_features, stop_when_full=stop_when_full
-            )
+            spans[name] = ActivationSpan(z.shape[-1], max_features=max_features, stop=stop)
         spans[name].update(z)
 
     with evaluating(model), torch.no_grad(), watching(modules, take):
