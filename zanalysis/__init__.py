@@ -28,8 +28,14 @@ if TYPE_CHECKING:
         status,
         support,
     )
-    from zanalysis.analyzers.symmetry import distinct_rows, zero_gradient
-    from zanalysis.analyzers.tucker import compress, tucker2, tucker2_error_surface, tucker_curve
+    from zanalysis.analyzers.symmetry import dead_units, distinct_rows, first_moved, zero_gradient
+    from zanalysis.analyzers.tucker import (
+        compress,
+        tucker2,
+        tucker2_error_surface,
+        tucker_curve,
+        tucker_ranks,
+    )
     from zanalysis.errors import ZAnalysisError
     from zanalysis.report import report
     from zanalysis.runfile.export import to_xarray
@@ -49,8 +55,10 @@ _HOME = {
     "compare": "sweep",
     "compress": "analyzers.tucker",
     "condition_number": "analyzers.spectrum",
+    "dead_units": "analyzers.symmetry",
     "distinct_rows": "analyzers.symmetry",
     "effective_rank": "analyzers.spectrum",
+    "first_moved": "analyzers.symmetry",
     "frobenius_norm": "analyzers.spectrum",
     "identity_scale": "analyzers.spectrum",
     "jacobian_singular_values": "analyzers.jacobian",
@@ -70,6 +78,7 @@ _HOME = {
     "tucker2": "analyzers.tucker",
     "tucker2_error_surface": "analyzers.tucker",
     "tucker_curve": "analyzers.tucker",
+    "tucker_ranks": "analyzers.tucker",
     "verify_glrl": "verify.glrl",
     "verify_theorem1": "verify.theorem1",
     "zero_gradient": "analyzers.symmetry",
@@ -87,9 +96,11 @@ __all__ = [
     "compare",
     "compress",
     "condition_number",
+    "dead_units",
     "distinct_rows",
     "effective_rank",
     "figures",
+    "first_moved",
     "frobenius_norm",
     "identity_scale",
     "initializers",
@@ -110,6 +121,7 @@ __all__ = [
     "tucker2",
     "tucker2_error_surface",
     "tucker_curve",
+    "tucker_ranks",
     "verify_glrl",
     "verify_theorem1",
     "zero_gradient",
