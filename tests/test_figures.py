@@ -114,7 +114,7 @@ def test_everything_in_the_legend_lies_inside_the_axes(tmp_path, runs):
         for axes in drawn(of, width):
             for line in axes.get_lines():
                 assert max(line.get_ydata()) < axes.get_ylim()[1]
-    assert lines(axes).keys() >= {"full rank (below $N_x$ = 64) $N_h$ = 16"}
+    assert lines(axes).keys() >= {"$N_x$ = 64 > full rank $N_h$ = 16"}
     assert not [label for label in lines(axes) if label.startswith("bound")]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from zanalysis.errors import InputError
 from zanalysis.runfile.reader import Run, open_run
@@ -167,7 +168,7 @@ def _full(networks: Sequence[Perceptron]) -> list[tuple[int, str, dict[str, Any]
     n_x = min(network.n_x for network in networks)
     widths = sorted({max(network.widths) for network in networks})
     return [
-        (width, "full rank $N_h$" if width >= n_x else f"full rank (below $N_x$ = {n_x}) $N_h$", style)
+        (width, "full rank $N_h$" if width >= n_x else f"$N_x$ = {n_x} > full rank $N_h$", style)
         for width in widths
     ]
 
@@ -187,6 +188,7 @@ def _finish(axes: Axes, title: str, columns: int) -> None:
     highest = max(float(np.max(np.asarray(line.get_ydata()))) for line in lines)
     rows = -(-len(lines) // columns)
     axes.set_ylim(bottom=0, top=max(highest, 1) / (0.93 - 0.052 * rows))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title, fontsize=11)
     axes.legend(frameon=True, fontsize=8.5, loc="upper center", ncols=columns)
 
