@@ -7,7 +7,8 @@ import pytest
 from nbclient import NotebookClient
 
 from zanalysis.experiments.data import load
-from zanalysis.experiments.theorem1 import Training, train_all
+from zanalysis.experiments.theorem1 import Training
+from zanalysis.experiments.verification import train_all
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 

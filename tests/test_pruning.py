@@ -271,7 +271,7 @@ class TestRefusals:
             pruned(network(), 0.5, layers=lambda name: False).__enter__()
 
     def test_unknown_layer(self):
-        with pytest.raises(InputError, match="no layer '7' to work on; Known: 0, 3, 4"):
+        with pytest.raises(InputError, match="no layer '7' to work on; known: 0, 3, 4"):
             pruned(network(), 0.5, layers=["0", "7"]).__enter__()
 
     def test_shape_not_known_yet(self):

@@ -13,7 +13,7 @@ def test_every_python_block_runs(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) == 4
     names = {}
-    for block in blocks:
+    for block in [blocks[0], *blocks]:  # what stands in a script is run more than once
         exec(compile(block, "README.md", "exec"), names)
     assert names["stable"]["step"].tolist() == [0, 50, 100, 150, 200]
     assert names["losses"].columns.tolist() == ["step", "loss"]

@@ -463,7 +463,7 @@ class TestCurve:
         assert bits(model) == before
 
     def test_refusals(self):
-        with pytest.raises(InputError, match="no layer '4' to work on; Known: 0, 3, 5, 7"):
+        with pytest.raises(InputError, match="no layer '4' to work on; known: 0, 3, 5, 7"):
             tucker_curve(network(), lambda m: 0.0, "4", [(1, 1)])
         with pytest.raises(InputError, match=r"layer=\['3'\]; expected one layer's name"):
             tucker_curve(network(), lambda m: 0.0, ["3"], [(1, 1)])

@@ -1,12 +1,15 @@
 """The command line: each subcommand calls one function of the library.
 
-Results go to standard output, messages to standard error. Exit codes: 0 for success, 2 for bad input,
-3 where a verdict is `violated`.
+Results go to standard output, messages to standard error. Exit codes: 0 for success, 1 where the reader of
+a pipe went away (`zanalysis info run.h5 | head -1`), 2 for bad input, 3 where a verdict is `violated`, 130
+after Ctrl-C. What the terminal's encoding cannot show is printed as a question mark.
 """
 
+import io
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,10 +20,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from zanalysis._version import __version__
 from zanalysis.errors import ZAnalysisError
 
 if TYPE_CHECKING:
-    from zanalysis.experiments.theorem1 import Case
+    from zanalysis.experiments.theorem1 import Case, Training
     from zanalysis.verify.verdict import Verdict
 
 __all__ = ["app", "main"]
@@ -47,8 +51,22 @@ PREDICTIONS = {
     "second cap": "Hadamard's rank(W_l − I) ≤ p + N_y, p = 2^⌈log₂ N_x⌉",
 }
 _RELATIONS = {"(i)": "=", "(iii)": ">", "Lemma 2": "="}
-_SMALL = 512
 _COLORS = {"holds": "green", "violated": "red", "inconclusive": "yellow"}
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zanalysis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    """See the rank of a neural network while it trains, and trust the number."""
 
 
 @verify.command(
@@ -69,27 +87,23 @@ def theorem1(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     seed: Annotated[int, typer.Option(help="order of the samples and random weights")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace run files in the folder")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="train anew what the folder has")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the verdicts as JSON")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
 ) -> None:
     """Train the networks of Figure 3 with the tracker attached, and judge Theorem 1 claim by claim.
 
+    Networks that an earlier call with the same settings has finished in the folder are not trained again.
+
     Raises:
-        Exit: with code 3 if a claim is violated.
+        Exit: with code 3 if a claim is violated, 130 after Ctrl-C.
     """
-    from zanalysis.experiments.data import load
-    from zanalysis.experiments.theorem1 import PAPER_WIDTHS, WIDTHS, Training, train_all
-    from zanalysis.verify.theorem1 import verify_theorem1
+    from zanalysis.experiments.verification import verify_and_draw
     from zanalysis.verify.verdict import plain
 
-    training = Training(load(data, data_dir), network, scale, seed, device)  # type: ignore[arg-type]
-    widths = tuple(width or (PAPER_WIDTHS if scale == "paper" and data != "digits" else WIDTHS[data]))
-    if max(widths) <= _SMALL:
-        import torch
+    def reused(paths: Sequence[Path]) -> None:
+        _err.print(f"reusing {len(paths)} finished run{'s' * (len(paths) > 1)}", highlight=False)
 
-        # Nothing gained by threads at this size, and much lost where they wait for each other.
-        torch.set_num_threads(1)
     with Progress(
         TextColumn("{task.description}", justify="left"),
         BarColumn(),
@@ -99,40 +113,38 @@ def theorem1(
         disable=quiet,
     ) as bars:
 
-        def watch(case: "Case") -> Callable[[int, int], None]:
+        def watch(case: "Case", training: "Training") -> Callable[[int, int], None]:
             bar = bars.add_task(f"{case.initialization} {case.width}", total=training.steps)
             return lambda done, of: bars.update(bar, completed=done)
 
-        paths = train_all(training, widths, out, overwrite=overwrite, watch=watch)
-    verdicts = verify_theorem1(list(paths.values()))
-    (out / "verdict.json").write_text(json.dumps(plain(verdicts), indent=2, ensure_ascii=False) + "\n")
-    _draw_figure_3(paths, out / "figure_3.png")
+        try:
+            done = verify_and_draw(
+                data,
+                width,
+                out,
+                network=network,
+                scale=scale,
+                seed=seed,
+                device=device,
+                data_dir=data_dir,
+                overwrite=overwrite,
+                watch=watch,
+                reused=reused,
+            )
+        except KeyboardInterrupt:
+            bars.stop()
+            _say(f"interrupted; the run files in {out} stay readable, as far as they got.")
+            raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(plain(verdicts), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(plain(done.verdicts), indent=2, ensure_ascii=False))
     else:
-        _show_verdicts(verdicts, f"Theorem 1 on {data}, {network} network, scale {scale}, seed {seed}")
+        _show_verdicts(done.verdicts, f"Theorem 1 on {data}, {network} network, scale {scale}, seed {seed}")
         _out.print(
-            f"{len(paths)} run files, figure_3.png and verdict.json are in {escape(str(out))}",
+            f"{len(done.runs)} run files, {done.figure.name} and {done.record.name} are in {escape(str(out))}",
             highlight=False,
         )
-    if any(verdict.verdict == "violated" for verdict in verdicts):
+    if any(verdict.verdict == "violated" for verdict in done.verdicts):
         raise typer.Exit(3)
-
-
-def _draw_figure_3(paths: "dict[Case, Path]", target: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from zanalysis.figures import figure_3
-
-    largest = max(case.width for case in paths)
-    left = [path for case, path in paths.items() if case.initialization == "identity"]
-    right = [
-        path
-        for case, path in paths.items()
-        if case.width == largest and case.initialization in ("random", "identity", "hadamard")
-    ]
-    figure_3(left, right)[0].get_figure(root=True).savefig(target, dpi=160)  # type: ignore[union-attr]
 
 
 def _show_verdicts(verdicts: "list[Verdict]", title: str) -> None:
@@ -197,13 +209,27 @@ def info(run: Annotated[Path, typer.Argument(help="a run file")]) -> None:
         )
 
 
+def _say(sentence: str) -> None:
+    _err.print(f"[red]zanalysis:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line; errors of the user's making are one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except ZAnalysisError as error:
-        _err.print(f"[red]zanalysis:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _say(str(error))
         sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted.")
+        sys.exit(130)
+    except BrokenPipeError:
+        # As Python's documentation of SIGPIPE has it: nothing is left to fail when the interpreter flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

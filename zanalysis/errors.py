@@ -47,13 +47,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         known: the words that would have been.
 
     Returns:
-        A clause to append to an error: the nearest word, if any, then all of them (at most 20).
+        A clause to append to an error after a semicolon: the nearest word, if any, then all of them (at
+        most 20).
 
     Example:
         >>> did_you_mean("rnak", ["rank", "support"])
         "did you mean 'rank'? Known: rank, support."
+        >>> did_you_mean("loss", ["rank", "support"])
+        'known: rank, support.'
     """
     words = list(known)
     near = get_close_matches(name, words, n=1)
     listed = ", ".join(words[:20]) + (f", and {len(words) - 20} more" if len(words) > 20 else "")
-    return (f"did you mean '{near[0]}'? " if near else "") + f"Known: {listed}."
+    return f"did you mean '{near[0]}'? Known: {listed}." if near else f"known: {listed}."

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from zanalysis.errors import InputError
 from zanalysis.runfile.reader import Run, open_run
 from zanalysis.verify.perceptron import Perceptron
 from zanalysis.verify.theorem1 import SPAN
 
-__all__ = ["figure_3"]
+__all__ = ["figure_3", "save_figure_3"]
 
 Source = Run | str | os.PathLike[str]
 
@@ -25,6 +28,7 @@ _NAMES = {
     "hadamard": "Hadamard",
     "random": "random (Kaiming)",
 }
+_LAYOUT: dict[str, Any] = {"figsize": (11, 4.8), "layout": "constrained"}
 _COLORS = {"identity": "C0", "hadamard": "C3", "random": "C2"}
 
 
@@ -49,25 +53,13 @@ def _tracked(network: Perceptron) -> tuple[str, pd.DataFrame]:
     return square[-1], seen
 
 
+def _counted(seen: pd.DataFrame) -> str:
+    return "rank at $10^{-4}$" if f"rank ({_ABSOLUTE})" in seen else "rank at the default tolerance"
+
+
 def _rank(seen: pd.DataFrame) -> pd.Series:
     column = f"rank ({_ABSOLUTE})"
     return seen[column] if column in seen else seen["rank (default)"]
-
-
-def _bound_line(axes: Axes, networks: Sequence[Perceptron]) -> None:
-    for n_x in sorted({network.n_x for network in networks}):
-        axes.axhline(n_x, color=_BOUND, linestyle="--", linewidth=1.4, label=f"bound $N_x$ = {n_x}", zorder=1)
-
-
-def _cap_line(axes: Axes, networks: Sequence[Perceptron]) -> None:
-    for network in networks:
-        cap = (1 << (network.n_x - 1).bit_length()) + network.n_y
-        if _kind(network) == "hadamard" and cap < max(network.widths):
-            label = f"Hadamard: own cap $p + N_y$ = {cap}"
-            axes.axhline(
-                cap, color=_COLORS["hadamard"], linestyle=(0, (1, 3)), linewidth=1.2, label=label, zorder=1
-            )
-            return
 
 
 def figure_3(
@@ -75,8 +67,8 @@ def figure_3(
 ) -> tuple[Axes, Axes]:
     """Draw Figure 3 of the ZerO paper: the rank of the residual of the hidden matrix over training.
 
-    Left: the partial identity at several widths stays under the bound N_x. Right: initializations at
-    one width. The rank is counted at the absolute tolerance 1e-4, as in the authors' notebook; at that
+    Left: the partial identity at several widths, with the bound N_x. Right: initializations at one
+    width. The rank is counted at the absolute tolerance 1e-4, as in the authors' notebook; at that
     tolerance Hadamard's may end under the bound, so what breaks it is drawn beside the rank: the exact
     support of the residual (dotted) and the span of the activations over data (diamonds).
 
@@ -98,76 +90,154 @@ def figure_3(
     left.sort(key=lambda network: max(network.widths))
     if axes is None:
         with sns.axes_style("whitegrid"):
-            _, made = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
-        one, two = made
-    else:
-        one, two = axes
-    layer = _left_panel(one, left)
+            axes = plt.figure(**_LAYOUT).subplots(1, 2)
+    one, two = axes
+    _left_panel(one, left)
     _right_panel(two, right)
     for panel in (one, two):
         panel.set_xlabel("optimizer steps")
-        panel.set_ylim(bottom=0)
-    two.set_ylabel("rank, support and span (of $N_h$)")
-    one.set_ylabel(
-        f"rank of $W_{{{layer.removeprefix('W')}}} - \\alpha I$"
-        if layer.startswith("W")
-        else f"rank of {layer} − αI"
-    )
+    one.set_ylabel(f"rank {_subject(left)}")
+    two.set_ylabel(f"rank {_subject(right)}, span of activations")
     return one, two
 
 
-def _left_panel(axes: Axes, networks: Sequence[Perceptron]) -> str:
-    layer = ""
-    colors = sns.color_palette("flare" if len(networks) > 1 else "crest", len(networks))[::-1]
-    markers = "osD^vP"
-    for i, (network, color) in enumerate(zip(networks, colors, strict=True)):
-        layer, seen = _tracked(network)
-        # The curves often coincide: the later ones are thinner, so that each remains visible.
-        style: dict[str, Any] = {"color": color, "linewidth": 2 + 2.5 * (len(networks) - 1 - i)}
-        style |= {"marker": markers[i % 6], "markersize": 4 + 3 * (len(networks) - 1 - i)}
-        axes.plot(seen.index, _rank(seen), label=f"rank, $N_h$ = {max(network.widths)}", **style)
-    supports = [
-        seen[["support_rows", "support_columns"]].min(axis=1).rename(network.label)
-        for network, seen in ((n, _tracked(n)[1]) for n in networks)
-        if "support_rows" in seen
+def save_figure_3(
+    left_runs: Sequence[Source], right_runs: Sequence[Source], path: str | os.PathLike[str]
+) -> None:
+    """Draw Figure 3 into a file, with no window and no choice of backend.
+
+    Args:
+        left_runs: as for `figure_3`.
+        right_runs: as for `figure_3`.
+        path: where the picture is to lie; its suffix says of which kind.
+    """
+    # A figure that pyplot does not know needs no display.
+    figure = Figure(**_LAYOUT)
+    with sns.axes_style("whitegrid"):
+        axes = figure.subplots(1, 2)
+    figure_3(left_runs, right_runs, axes)
+    figure.savefig(path, dpi=160)
+
+
+def _subject(networks: Sequence[Perceptron]) -> str:
+    layers = {_tracked(network)[0] for network in networks}
+    layer = min(layers)
+    if len(layers) > 1:
+        return "of the hidden matrix − αI"
+    return f"of $W_{{{layer[1:]}}} - \\alpha I$" if layer.startswith("W") else f"of {layer} − αI"
+
+
+def _support(seen: pd.DataFrame) -> pd.Series | None:
+    sides = ["support_rows", "support_columns"]
+    return seen[sides].min(axis=1) if set(sides) <= set(seen) else None
+
+
+def _spans(network: Perceptron) -> pd.Series | None:
+    logged = network.run.logged()
+    names = [column for column in map(str, logged.columns) if column.startswith(SPAN)]
+    return logged.set_index("step")[names].max(axis=1).dropna() if names else None
+
+
+def _curve(axes: Axes, values: pd.Series, depth: int, **style: Any) -> None:
+    """Draw a curve; the deeper it lies, the wider, so that what coincides with it leaves its edges visible."""
+    axes.plot(
+        values.index, values, linewidth=1.8 + 2.4 * depth, markersize=4 + 2.6 * depth, clip_on=False,
+        zorder=3 - depth / 10, **style,
+    )  # fmt: skip
+
+
+def _horizontal(axes: Axes, lines: Sequence[tuple[int, str, dict[str, Any]]]) -> None:
+    """Draw bounds; one line for those of the same height, which names them all."""
+    for height in sorted({height for height, _, _ in lines}):
+        names = [name for at, name, _ in lines if at == height]
+        style = next(style for at, _, style in lines if at == height)
+        axes.axhline(height, label=f"{' = '.join(names)} = {height}", zorder=3.5, **style)
+
+
+def _bounds(networks: Sequence[Perceptron]) -> list[tuple[int, str, dict[str, Any]]]:
+    # A bound above N_h bounds nothing, and would flatten all there is to see.
+    style = {"color": _BOUND, "linestyle": "--", "linewidth": 1.4}
+    width = max(max(network.widths) for network in networks)
+    return [
+        (n_x, "bound $N_x$", style) for n_x in sorted({network.n_x for network in networks}) if n_x <= width
     ]
+
+
+def _full(networks: Sequence[Perceptron]) -> list[tuple[int, str, dict[str, Any]]]:
+    style = {"color": _BOUND, "linestyle": "-.", "linewidth": 1}
+    n_x = min(network.n_x for network in networks)
+    widths = sorted({max(network.widths) for network in networks})
+    return [
+        (width, "full rank $N_h$" if width >= n_x else f"$N_x$ = {n_x} > full rank $N_h$", style)
+        for width in widths
+    ]
+
+
+def _cap(networks: Sequence[Perceptron]) -> list[tuple[int, str, dict[str, Any]]]:
+    for network in networks:
+        cap = (1 << (network.n_x - 1).bit_length()) + network.n_y
+        if _kind(network) == "hadamard" and cap < max(network.widths):
+            style = {"color": _COLORS["hadamard"], "linestyle": (0, (1, 3)), "linewidth": 1.2}
+            return [(cap, "Hadamard: own cap $p + N_y$", style)]
+    return []
+
+
+def _finish(axes: Axes, title: str, columns: int) -> None:
+    # The axes reach to the highest curve or bound, with room above for the legend.
+    lines = axes.get_lines()
+    highest = max(float(np.max(np.asarray(line.get_ydata()))) for line in lines)
+    rows = -(-len(lines) // columns)
+    axes.set_ylim(bottom=0, top=max(highest, 1) / (0.93 - 0.052 * rows))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=True, fontsize=8.5, loc="upper center", ncols=columns)
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(set(widths))))
+
+
+def _left_panel(axes: Axes, networks: Sequence[Perceptron]) -> None:
+    colors = sns.color_palette("flare" if len(networks) > 1 else "crest", len(networks))[::-1]
+    supports = []
+    for i, (network, color) in enumerate(zip(networks, colors, strict=True)):
+        _, seen = _tracked(network)
+        label = f"{_counted(seen)}, $N_h$ = {max(network.widths)}"
+        depth = len(networks) - 1 - i
+        _curve(axes, _rank(seen), depth, color=color, marker="osD^vP"[i % 6], label=label)
+        if (support := _support(seen)) is not None:
+            supports.append(support)
     if supports:
         most = pd.concat(supports, axis=1).max(axis=1)
-        axes.plot(
-            most.index, most, ":", color="C0", linewidth=2, label="exact support, every $N_h$ (largest)"
-        )
-    _bound_line(axes, networks)
-    axes.set_title("(ii) partial identity: bounded at every width", fontsize=11)
-    axes.legend(frameon=True, fontsize=8.5, loc="best")
-    axes.set_ylim(top=1.3 * max(network.n_x for network in networks))
-    return layer
+        label = "exact support" + (", the largest of all $N_h$" if len(supports) > 1 else "")
+        axes.plot(most.index, most, ":", color="C0", linewidth=2, label=label, clip_on=False, zorder=4)
+    _horizontal(axes, _bounds(networks) or _full(networks))
+    widths = [max(network.widths) for network in networks]
+    _finish(axes, f"partial identity at $N_h$ = {_listed(widths)}", columns=1 if len(networks) < 4 else 2)
 
 
 def _right_panel(axes: Axes, networks: Sequence[Perceptron]) -> None:
-    for network in networks:
+    order = sorted(networks, key=lambda network: list(_NAMES).index(_kind(network)))
+    for i, network in enumerate(order):
         _, seen = _tracked(network)
-        kind = _kind(network)
+        kind, depth = _kind(network), sum(_kind(later) != "random" for later in order[i + 1 :])
         color, name = _COLORS[kind], _NAMES[kind]
-        axes.plot(
-            seen.index, _rank(seen), "-o", color=color, linewidth=1.8, markersize=4, label=f"{name}: rank"
-        )
+        _curve(axes, _rank(seen), depth, color=color, marker="o", label=f"{name}: {_counted(seen)}")
         if kind == "random":
             continue
-        if "support_rows" in seen:
-            support = seen[["support_rows", "support_columns"]].min(axis=1)
-            axes.plot(support.index, support, ":", color=color, linewidth=2, label=f"{name}: exact support")
-        logged = network.run.logged()
-        spans = [column for column in map(str, logged.columns) if column.startswith(SPAN)]
-        if spans:
-            widest = logged.set_index("step")[spans].max(axis=1).dropna()
+        if (support := _support(seen)) is not None:
+            # Dots of one curve stand in the gaps of the other, where both coincide.
+            dots = (2.6 * (kind == "hadamard"), (1, 4.2))
             axes.plot(
-                widest.index, widest, linestyle="", marker="D", markersize=8, markerfacecolor="white",
-                markeredgewidth=1.8, color=color, clip_on=False, zorder=5, label=f"{name}: activation span",
+                support.index, support, color=color, linestyle=dots, linewidth=2, clip_on=False, zorder=4,
+                label=f"{name}: exact support",
             )  # fmt: skip
-    _bound_line(axes, networks)
-    _cap_line(axes, networks)
-    width = max(max(network.widths) for network in networks)
-    axes.axhline(width, color=_BOUND, linestyle="-.", linewidth=1, label=f"full rank $N_h$ = {width}")
-    axes.set_title(f"(i), (iii): initializations at $N_h$ = {width}", fontsize=11)
-    axes.set_ylim(top=1.5 * width)
-    axes.legend(frameon=True, fontsize=8.5, loc="upper center", ncols=2)
+        if (widest := _spans(network)) is not None:
+            axes.plot(
+                widest.index, widest, linestyle="", marker="D", markersize=6 + 3 * depth,
+                markerfacecolor="white", markeredgewidth=1.6, color=color, clip_on=False, zorder=6 - depth / 10,
+                label=f"{name}: activation span",
+            )  # fmt: skip
+    widths = sorted({max(network.widths) for network in networks})
+    _horizontal(axes, [*_bounds(networks), *_cap(networks), *_full(networks)])
+    _finish(axes, f"initializations at $N_h$ = {_listed(widths)}", columns=2)

@@ -16,12 +16,22 @@ from torch import Tensor, nn
 from hooks import RankTracker, every
 from zanalysis import initializers
 from zanalysis.analyzers.span import activation_span
-from zanalysis.errors import InputError, RunFileError, did_you_mean
+from zanalysis.errors import InputError
 from zanalysis.experiments.data import Dataset
 from zanalysis.experiments.models import Network, perceptron
 from zanalysis.verify.theorem1 import SPAN
 
-__all__ = ["INITIALIZATIONS", "SCALES", "WIDTHS", "Case", "Training", "cases", "train", "train_all"]
+__all__ = [
+    "INITIALIZATIONS",
+    "PAPER_WIDTHS",
+    "SCALES",
+    "WIDTHS",
+    "Case",
+    "Training",
+    "cases",
+    "settings",
+    "train",
+]
 
 Initialization = Literal["random", "identity", "hadamard", "hadamard-float64"]
 Scale = Literal["smoke", "small", "paper"]
@@ -109,6 +119,30 @@ def cases(widths: Sequence[int]) -> list[Case]:
     return [*left, *right, *(Case("hadamard-float64", width) for width in chosen)]
 
 
+def settings(case: Case, training: Training) -> dict[str, str | int]:
+    """Return what decides the outcome of a training; it is stored with the run.
+
+    Args:
+        case: the network.
+        training: how it is trained.
+
+    Returns:
+        The facts, by name.
+    """
+    return {
+        "experiment": "theorem1",
+        "initialization": case.initialization,
+        "width": case.width,
+        "network": training.network,
+        "data": training.data.name,
+        "data_fingerprint": training.data.fingerprint,
+        "scale": training.scale,
+        "steps": training.steps,
+        "seed": training.seed,
+        "device": training.device,
+    }
+
+
 def _initialized(case: Case, training: Training) -> nn.Sequential:
     dtype = torch.float64 if case.initialization == "hadamard-float64" else torch.float32
     data = training.data
@@ -193,16 +227,7 @@ def train(
         metrics=("rank", "support", "stable_rank"),
         tolerance=("default", ABSOLUTE_TOLERANCE, "rounding"),
         mode="w" if overwrite else "x",
-        attributes={
-            "experiment": "theorem1",
-            "initialization": case.initialization,
-            "width": case.width,
-            "network": training.network,
-            "data": training.data.name,
-            "scale": training.scale,
-            "steps": training.steps,
-            "seed": training.seed,
-        },
+        attributes=settings(case, training),
     )
     with tracker:
         progress(0, training.steps)
@@ -225,57 +250,3 @@ def _spans(model: nn.Sequential, images: Tensor) -> dict[str, float]:
     hidden = [name for name, _ in model.named_children() if name.startswith("phi")]
     spans = activation_span(model, images[:_SPAN_SAMPLES], hidden)
     return {SPAN + name: float(span.dimension()) for name, span in spans.items()}
-
-
-def train_all(
-    training: Training,
-    widths: Sequence[int],
-    out: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-    watch: Callable[[Case], Progress] = lambda case: lambda done, of: None,
-) -> dict[Case, Path]:
-    """Train every network of a verification, one run file each.
-
-    Args:
-        training: how.
-        widths: hidden dimensions.
-        out: the folder for the run files; made if it is missing.
-        overwrite: whether existing run files are replaced.
-        watch: gives, for each network, what is told of its progress.
-
-    Returns:
-        The run files.
-
-    Raises:
-        InputError: if the scale, the network or the device is unknown.
-        RunFileError: if a run file exists, or the folder cannot be made.
-    """
-    if training.scale not in SCALES:
-        raise InputError(f"unknown scale {training.scale!r}; {did_you_mean(training.scale, SCALES)}")
-    if training.network not in ("paper", "notebook"):
-        raise InputError(f"unknown network {training.network!r}; expected 'paper' or 'notebook'.")
-    try:
-        torch.empty(1, device=training.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {training.device!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
-    networks = cases(widths)
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFileError(
-            f"cannot make the folder {folder}: {error.strerror}; choose another with --out."
-        ) from error
-    paths = {case: folder / case.filename for case in networks}
-    existing = [path for path in paths.values() if path.exists()]
-    if existing and not overwrite:
-        raise RunFileError(
-            f"{existing[0]} exists already, and nothing is overwritten unasked: choose another folder with --out, "
-            "or pass --overwrite."
-        )
-    for case, path in paths.items():
-        train(case, training, path, overwrite=overwrite, progress=watch(case))
-    return paths
