@@ -2,12 +2,10 @@
 
 import logging
 import os
-import random
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from numbers import Real
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hooks.arguments import check_settings, check_tensors, checked_attributes, checked_path, logged_number
+from hooks.guards import preserved_rng, without_autocast
 from hooks.layers import Layer, Selection, select_layers
 from hooks.references import named_references, reference_of
 from hooks.schedules import Schedule, every
@@ -25,7 +25,7 @@ from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import View
 from zanalysis.analyzers.metrics import NONE, Key, UserMetric, plan
 from zanalysis.analyzers.statuses import CODES, STATUSES
-from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
+from zanalysis.errors import NotBuiltYetError
 from zanalysis.runfile import MemoryWriter, RunWriter, Series, SpectrumKey
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ __all__ = ["RankTracker"]
 
 _log = logging.getLogger("hooks")
 
-TENSORS = ("weight", "gradient", "activation", "activation_gradient")
 OnRecord = Callable[[int, list[dict[str, Any]]], None]
 
 
@@ -119,21 +118,8 @@ class RankTracker:
         for name, given in (("probe", probe), ("budget", budget), ("alerts", alerts or None)):
             if given is not None:
                 raise NotBuiltYetError(f"RankTracker({name}=…)")
-        _check_tensors(tensors)
-        if schedule is not None and not callable(schedule):
-            raise InputError(
-                f"got schedule = {schedule!r}, expected a function step -> bool such as every(50)."
-            )
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise InputError(
-                f"got start = {start!r}, expected the number of steps completed before, 0 or more."
-            )
-        if isinstance(spectrum_size, bool) or not isinstance(spectrum_size, int) or spectrum_size < 1:
-            raise InputError(f"got spectrum_size = {spectrum_size!r}, expected a whole number, 1 or more.")
-        if on_full not in ("block", "drop"):
-            raise InputError(f"got on_full = {on_full!r}, expected 'block' or 'drop'.")
-        if not isinstance(flush_seconds, int | float) or not flush_seconds >= 0:
-            raise InputError(f"got flush_seconds = {flush_seconds!r}, expected seconds, 0 or more.")
+        check_tensors(tensors)
+        check_settings(schedule, start, spectrum_size, on_full, flush_seconds)
         self._schedule = every(50) if schedule is None else schedule
         self._layers = select_layers(model, layers, view)
         optimizers = unwrapped(optimizer)
@@ -177,7 +163,7 @@ class RankTracker:
             "start": start,
             "torch_seed": torch.initial_seed(),
             "versions": versions(),
-            "user": _checked_attributes(attributes),
+            "user": checked_attributes(attributes),
         }
         self._memory: MemoryWriter | None = None
         self._path: str | None = None
@@ -191,7 +177,7 @@ class RankTracker:
                 self._memory = MemoryWriter(self._series, spectra, described)
                 self._writer: MemoryWriter | StagedWriter = self._memory
             else:
-                self._path = _checked_path(path)
+                self._path = checked_path(path)
                 writer = RunWriter(
                     path, self._series, spectra, described, k=spectrum_size, mode=mode, start=start
                 )
@@ -227,7 +213,7 @@ class RankTracker:
             return
         for name, value in scalars.items():
             try:
-                self._writer.log(self._step, name, _logged_number(name, value))
+                self._writer.log(self._step, name, logged_number(name, value))
             except Exception as error:
                 self._note("log", name, f"log({name}=…) was not recorded: {error}")
 
@@ -284,7 +270,7 @@ class RankTracker:
     def _record(self) -> None:
         began = time.perf_counter()
         try:
-            with torch.no_grad(), _without_autocast(), _preserved_rng(self._runs_user_code):
+            with torch.no_grad(), without_autocast(), preserved_rng(self._runs_user_code):
                 numbers, spectra = self._measure()
                 measured = time.perf_counter()
                 value, tolerance, status = numbers
@@ -377,91 +363,8 @@ class RankTracker:
             _log.warning("%s", text)
 
 
-def _check_tensors(tensors: Sequence[str] | str) -> None:
-    asked = [tensors] if isinstance(tensors, str) else list(tensors)
-    if not asked:
-        raise InputError(f"tensors is empty; pass some of {', '.join(TENSORS)}.")
-    for tensor in asked:
-        if tensor not in TENSORS:
-            raise InputError(f"unknown tensor {tensor!r}; {did_you_mean(str(tensor), TENSORS)}")
-        if tensor != "weight":
-            raise NotBuiltYetError(f"RankTracker(tensors=({tensor!r},))")
-
-
-def _checked_attributes(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    import json
-
-    try:
-        stored: dict[str, Any] = json.loads(json.dumps(dict(attributes or {})))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"attributes must be what JSON can hold: {error}.") from error
-    return stored
-
-
-def _logged_number(name: str, value: Any) -> float:
-    """Return what is to be logged as a float.
-
-    Args:
-        name: under which name.
-        value: a number, or a tensor or array that holds one.
-
-    Returns:
-        The number.
-
-    Raises:
-        InputError: if it is something else, or named like the axis itself.
-    """
-    if name == "step":
-        raise InputError("the tracker counts the steps itself; choose another name")
-    held = value.item() if _is_one(value) else value
-    if not isinstance(held, Real):
-        raise InputError(f"got {type(value).__name__}, expected one number")
-    return float(held)
-
-
-def _is_one(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, np.ndarray | np.generic) and value.size == 1
-
-
-def _checked_path(path: Any) -> str:
-    try:
-        return str(os.fspath(path))
-    except TypeError as error:
-        raise InputError(f"got path = {path!r}, expected the name of a file, or None.") from error
-
-
 def _resumed(step: int, references: Mapping[str, Any]) -> str:
     text = f"recording goes on from step {step}"
     return text + (
         "; reference init is from here on the weights at this step" if "init" in references else ""
     )
-
-
-@contextmanager
-def _without_autocast() -> Iterator[None]:
-    """Keep the arithmetic in its own precision where a step is taken under autocast."""
-    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    with ExitStack() as stack:
-        for kind in kinds:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
-
-
-@contextmanager
-def _preserved_rng(needed: bool) -> Iterator[None]:
-    """Give every random number generator back as it was: a user's function may draw from it."""
-    if not needed:
-        yield
-        return
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)

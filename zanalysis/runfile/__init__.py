@@ -64,7 +64,8 @@ under the name ``.NAME.part``, also when a run is resumed, and renamed when it i
 is written, ``NAME.lock`` lies beside it.
 """
 
+from zanalysis.runfile.memory import MemoryWriter, Writer
 from zanalysis.runfile.schema import Series, SpectrumKey
-from zanalysis.runfile.writer import MemoryWriter, RunWriter, Writer
+from zanalysis.runfile.writer import RunWriter
 
 __all__ = ["MemoryWriter", "RunWriter", "Series", "SpectrumKey", "Writer"]

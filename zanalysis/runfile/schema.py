@@ -12,8 +12,10 @@ from zanalysis.analyzers.statuses import STATUSES
 
 __all__ = [
     "EVENT",
+    "EVENT_WIDTHS",
     "FORMAT",
     "NAME_BYTES",
+    "OVERHEAD_PARTS",
     "SCHEMA_VERSION",
     "STATUSES",
     "Committed",
@@ -28,6 +30,9 @@ FORMAT = "zanalysis-run"
 SCHEMA_VERSION = 1
 NAME_BYTES = 128
 """Width of a logged scalar's name."""
+
+OVERHEAD_PARTS = ("metrics", "writing")
+"""The parts of the account of the time spent."""
 
 _TEXT = 512
 EVENT = np.dtype(
