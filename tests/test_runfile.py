@@ -21,8 +21,9 @@ from zanalysis.analyzers.statuses import STATUSES
 from zanalysis.errors import InputError, RunFileError
 from zanalysis.runfile import MemoryWriter, RunWriter, Series, SpectrumKey
 from zanalysis.runfile.reader import open_run
-from zanalysis.runfile.repair import lookup3, mend, repair
+from zanalysis.runfile.repair import mend, repair
 from zanalysis.runfile.schema import clip_utf8
+from zanalysis.runfile.superblock import lookup3
 from zanalysis.runfile.tables import scalar_table
 
 COLUMNS = ["step", "layer", "tensor", "reference", "tolerance_rule", "metric", "value", "tolerance", "status"]
@@ -71,6 +72,26 @@ def in_a_child(target, *args):
 def killed(path, **kwargs):
     in_a_child(lambda: written(path, close=False, **kwargs))
     return path
+
+
+def said_in_time(path, seconds=2):
+    """Open and read a file in a child that is killed if it hangs; return what it raised, or the row count."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
+        try:
+            run = open_run(path)
+            run.logged(), run.events, run.overhead
+            sender.send(len(run.table()))
+        except BaseException as error:
+            sender.send(f"{type(error).__name__}: {error}")
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL, f"{path} hangs"
+    return receiver.recv()
 
 
 def flags(path):
@@ -515,6 +536,55 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path):
             assert path.read_bytes() == whole[:size]
             with pytest.raises(RunFileError, match=r"truncated|damaged|not a run file"):
                 RunWriter(path, SERIES, SPECTRA, k=K, mode="a")
+
+
+@pytest.mark.parametrize("make", [written, killed])
+def test_a_cut_file_is_refused_at_once_at_any_length(tmp_path, make):
+    path, cut = tmp_path / "run.h5", tmp_path / "cut.h5"
+    make(path, steps=500)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for size in [7, 9, 47, 48, 200, 3000, len(whole) // 2, len(whole) - 1, *rng.integers(1, len(whole), 32)]:
+        cut.write_bytes(whole[:size])
+        said = said_in_time(cut)
+        assert isinstance(said, str), size
+        assert said.startswith(f"RunFileError: {cut} is truncated: it has {size} bytes"), said
+
+
+@pytest.mark.parametrize("damage", ["flipped", "zeros"])
+def test_a_killed_file_with_damaged_metadata_is_refused_at_once(tmp_path, damage):
+    path = tmp_path / "run.h5"
+    killed(path, steps=100)
+    whole = path.read_bytes()
+    for position in (60, 200, 1000, 2500):
+        spoiled = bytearray(whole)
+        spoiled[position:] = (
+            bytes([whole[position] ^ 0x41]) + whole[position + 1 :]
+            if damage == "flipped"
+            else bytes(len(whole) - position)
+        )
+        path.write_bytes(spoiled)
+        said = said_in_time(path)
+        assert said == 400 or said.startswith(f"RunFileError: {path} is damaged"), said
+        if damage == "zeros":
+            with pytest.raises(RunFileError, match="is damaged"):
+                repair(path)
+            assert path.read_bytes() == spoiled
+
+
+def test_only_regular_files_are_run_files(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for name in (tmp_path / "fifo", "/dev/null"):
+        assert "RunFileError" in said_in_time(name)
+        assert "is a pipe, a socket or a device" in said_in_time(name)
+        for mode in ("w", "a"):
+            with pytest.raises(RunFileError, match="is a pipe, a socket or a device"):
+                RunWriter(name, SERIES, mode=mode)
+        with pytest.raises(RunFileError, match="is no file"):
+            repair(name)
+    if Path("/proc/self/mem").exists():
+        assert "RunFileError: cannot read /proc/self/mem" in said_in_time("/proc/self/mem")
+    assert "does not exist" in said_in_time(tmp_path / "run.h5" / "below")
 
 
 def test_flipped_bytes_never_give_another_table_silently_in_the_superblock(tmp_path):

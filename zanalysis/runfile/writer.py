@@ -16,6 +16,7 @@ from zanalysis.errors import InputError, RunFileError
 from zanalysis.runfile.layout import check_same, lay_out
 from zanalysis.runfile.lock import acquire, release
 from zanalysis.runfile.memory import Codes, Floats
+from zanalysis.runfile.opening import check_regular
 from zanalysis.runfile.repair import mend
 from zanalysis.runfile.schema import (
     EVENT,
@@ -118,6 +119,8 @@ class RunWriter:
             raise RunFileError(
                 f"cannot write {self.path}: the folder {self.path.parent} does not exist; create it first."
             )
+        if self.path.exists():
+            check_regular(self.path)
         if mode == "x" and self.path.exists():
             raise RunFileError(
                 f"{self.path} exists already, and nothing is overwritten unasked: choose another name, "
