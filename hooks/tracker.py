@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from hooks.arguments import check_settings, check_tensors, checked_attributes, checked_path, logged_number
 from hooks.guards import preserved_rng, without_autocast
 from hooks.layers import Layer, Selection, select_layers
-from hooks.references import named_references, reference_of
+from hooks.references import initial_of, initial_tensor, named_references, reference_of
 from hooks.schedules import Schedule, every
 from hooks.staging import OnFull, StagedWriter
-from hooks.structure import describe_layers, describe_model, describe_optimizer, versions
+from hooks.structure import describe_layers, describe_model, describe_optimizer, differences, versions
 from hooks.taps import StepTap, unwrapped
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import View
 from zanalysis.analyzers.metrics import NONE, Key, UserMetric, plan
 from zanalysis.analyzers.statuses import CODES, STATUSES
 from zanalysis.errors import NotBuiltYetError
-from zanalysis.runfile import MemoryWriter, RunWriter, Series, SpectrumKey
+from zanalysis.runfile import Initial, MemoryWriter, RunWriter, Series, SpectrumKey
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +99,8 @@ class RankTracker:
             tolerance: ``"default"``, ``"numpy"``, ``"rounding"``, an absolute number, or a list.
             view: how a kernel becomes a matrix.
             probe: a fixed batch for activations; not in this version.
-            mode: ``"x"`` refuses an existing file, ``"w"`` replaces it, ``"a"`` goes on in it.
+            mode: ``"x"`` refuses an existing file, ``"w"`` replaces it, ``"a"`` goes on in it: reference
+                ``"init"`` stays what it was, and an event names the settings that are other than before.
             start: steps completed before; with ``"a"``, rows at and after it are cut.
             flush_seconds: how long a record may wait before it is safe from a kill.
             on_full: whether a full queue makes the loop wait (``"block"``) or loses the record and
@@ -164,6 +165,7 @@ class RankTracker:
             "torch_seed": torch.initial_seed(),
             "versions": versions(),
             "user": checked_attributes(attributes),
+            "resumed": [],
         }
         self._memory: MemoryWriter | None = None
         self._path: str | None = None
@@ -179,19 +181,36 @@ class RankTracker:
             else:
                 self._path = checked_path(path)
                 writer = RunWriter(
-                    path, self._series, spectra, described, k=spectrum_size, mode=mode, start=start
+                    path,
+                    self._series,
+                    spectra,
+                    described,
+                    k=spectrum_size,
+                    mode=mode,
+                    start=start,
+                    initial=_Initial(self._layers, self._references) if "init" in references else (),
                 )
                 if not writer.resumed:
                     undo.callback(writer.path.unlink, missing_ok=True)
                 undo.callback(writer.close)
+                if writer.before is not None:
+                    self._refer_to(writer.initial())
                 self._writer = StagedWriter(writer, flush_seconds, on_full)
                 if writer.resumed:
-                    self._writer.event(start, "resumed", _resumed(start, references))
+                    self._writer.event(start, "resumed", _resumed(start, writer.before, described))
             undo.pop_all()
         # Runs at the latest when the interpreter ends; it must not keep the tracker alive.
         self._finalizer = weakref.finalize(self, self._writer.close)
         if start == 0 or self._due(start):
             self._record()
+
+    def _refer_to(self, initial: Iterable[Initial]) -> None:
+        """Take up the reference ``init`` of the run that goes on."""
+        layers = {layer.name: layer for layer in self._layers}
+        for kept in initial:
+            layer, now = layers[kept.layer], self._references[kept.layer]["init"]
+            assert isinstance(now, Tensor)
+            self._references[layer.name]["init"] = initial_tensor(kept).to(now.device).reshape(now.shape)
 
     def step(self) -> None:
         """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
@@ -363,8 +382,19 @@ class RankTracker:
             _log.warning("%s", text)
 
 
-def _resumed(step: int, references: Mapping[str, Any]) -> str:
-    text = f"recording goes on from step {step}"
-    return text + (
-        "; reference init is from here on the weights at this step" if "init" in references else ""
-    )
+class _Initial(Iterable[Initial]):
+    """The initial weights of the layers, brought to the CPU one at a time, as often as asked for."""
+
+    def __init__(self, layers: Sequence[Layer], references: Mapping[str, Mapping[str, Any]]) -> None:
+        self._layers, self._references = layers, references
+
+    def __iter__(self) -> Iterator[Initial]:
+        for layer in self._layers:
+            yield initial_of(layer, self._references[layer.name]["init"])
+
+
+def _resumed(step: int, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    if before is None:
+        return f"nothing recorded before step {step} is kept: the record begins anew"
+    other = differences(before, now)
+    return f"recording goes on from step {step}" + (f"; now {'; '.join(other)}" if other else "")

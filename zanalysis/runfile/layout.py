@@ -1,7 +1,7 @@
 """The datasets of schema version 1, as they are created, and as they are found again."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from zanalysis.runfile.schema import (
     OVERHEAD_PARTS,
     SCHEMA_VERSION,
     STATUSES,
+    Initial,
     Series,
     SpectrumKey,
     chunk_rows,
+    plain,
     strings,
 )
 
-__all__ = ["check_same", "lay_out"]
+__all__ = ["check_same", "lay_out", "lay_out_initial", "same_initial"]
 
 
 def lay_out(
@@ -42,16 +44,7 @@ def lay_out(
     file.attrs["schema_version"] = SCHEMA_VERSION
 
     def dataset(name: str, data: npt.NDArray[Any], what: str, chunk: int | None = None) -> Any:
-        row = int(np.prod(data.shape[1:])) * data.dtype.itemsize
-        rows = chunk or chunk_rows(row)
-        made = file.create_dataset(
-            name,
-            data=data,
-            maxshape=(None, *(n or None for n in data.shape[1:])),
-            chunks=(rows, *(max(1, n) for n in data.shape[1:])),
-        )
-        made.attrs["description"] = what
-        return made
+        return _dataset(file, name, data, what, chunk)
 
     text = np.frombuffer(json.dumps(attributes).encode(), dtype=np.uint8)
     dataset("attributes", text, "UTF-8 JSON: the model, the optimizer, the settings", max(1, len(text)))
@@ -92,6 +85,49 @@ def lay_out(
     dataset("overhead/elapsed", np.zeros(1), "seconds since the tracker was attached")
     what = "complete steps, logged scalars, their names, events; bytes of the file by then"
     dataset("committed", np.zeros(5, np.int64), what, 5)
+
+
+def _dataset(file: Any, name: str, data: npt.NDArray[Any], what: str, chunk: int | None = None) -> Any:
+    row = int(np.prod(data.shape[1:])) * data.dtype.itemsize
+    made = file.create_dataset(
+        name,
+        data=data,
+        maxshape=(None, *(n or None for n in data.shape[1:])),
+        chunks=(chunk or chunk_rows(row), *(max(1, n) for n in data.shape[1:])),
+    )
+    made.attrs["description"] = what
+    return made
+
+
+def lay_out_initial(file: Any, initial: Iterable[Initial]) -> None:
+    """Store the initial weights, in the place of others that may be there.
+
+    Args:
+        file: an open run file, not yet in SWMR mode.
+        initial: the weights.
+    """
+    if "initial" in file:
+        del file["initial"]
+    for index, (layer, dtype, values) in enumerate(initial):
+        made = _dataset(file, f"initial/{index}", values, "the weights that the reference init stands for")
+        made.attrs["layer"] = layer
+        made.attrs["dtype"] = dtype
+
+
+def same_initial(file: Any, initial: Iterable[Initial]) -> bool:
+    """Return whether a file keeps the initial weights of these layers, in these shapes.
+
+    Args:
+        file: an open run file.
+        initial: the weights of the tracker that will go on.
+
+    Returns:
+        True also where there are none on both sides.
+    """
+    group = file.get("initial", {})
+    kept = [group[str(index)] for index in range(len(group))]
+    wanted = [(layer, values.shape) for layer, _, values in initial]
+    return [(one.attrs["layer"], one.shape) for one in kept] == wanted
 
 
 def _lay_out_spectra(file: Any, dataset: Any, spectra: Sequence[SpectrumKey], k: int, step: Any) -> None:
@@ -138,9 +174,9 @@ def check_same(
     def rows(group: str, fields: Sequence[str]) -> list[tuple[str, ...]]:
         return list(zip(*(file[f"{group}/{field}"].asstr()[:] for field in fields), strict=True))
 
-    same = rows("scalars", Series._fields) == [tuple(s) for s in series]
+    same = rows("scalars", Series._fields) == _plain_rows(series)
     if "spectra" in file:
-        same = same and rows("spectra", SpectrumKey._fields) == [tuple(s) for s in spectra]
+        same = same and rows("spectra", SpectrumKey._fields) == _plain_rows(spectra)
         same = same and file["spectra/value"].shape[2] == k
     else:
         same = same and not spectra
@@ -152,3 +188,7 @@ def check_same(
             f"{path} records other layers, metrics, references, tolerances or another view than this tracker "
             "would; attach with the settings it was made with, or choose another name."
         )
+
+
+def _plain_rows(keys: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return [tuple(map(plain, key)) for key in keys]

@@ -8,12 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zanalysis.runfile.schema import Series, SpectrumKey
+from zanalysis.runfile.schema import Series, SpectrumKey, column_name, plain
 
-__all__ = ["Codes", "Floats", "MemoryWriter", "Writer"]
+__all__ = ["STEP_REFUSED", "Codes", "Floats", "MemoryWriter", "Writer"]
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.uint8]
+
+STEP_REFUSED = "a scalar named 'step' was not recorded: that is the axis itself; choose another name"
 
 
 class Writer(Protocol):
@@ -60,13 +62,14 @@ class MemoryWriter:
             spectra: what the rows of the spectra are.
             attributes: facts stored with the run, JSON.
         """
-        self.series = tuple(series)
-        self.spectra = tuple(spectra)
+        self.series = tuple(Series(*map(plain, key)) for key in series)
+        self.spectra = tuple(SpectrumKey(*map(plain, key)) for key in spectra)
         self.attributes: dict[str, Any] = json.loads(json.dumps(attributes or {}))
         self.rows: list[tuple[int, Floats, Floats, Codes, Floats]] = []
         self.logged: list[tuple[int, str, float]] = []
         self.events: list[tuple[int, float, str, str, str]] = []
         self.account: tuple[dict[str, float], float] = ({}, 0.0)
+        self._refused = False
 
     def append(self, step: int, value: Floats, tolerance: Floats, status: Codes, spectra: Floats) -> None:
         """Take the numbers of one recorded step."""
@@ -74,7 +77,12 @@ class MemoryWriter:
 
     def log(self, step: int, name: str, value: float) -> None:
         """Take one scalar of the user's own."""
-        self.logged.append((step, name, value))
+        if name == "step":
+            if not self._refused:
+                self._refused = True
+                self.event(step, "log", STEP_REFUSED)
+            return
+        self.logged.append((step, column_name(name), value))
 
     def event(self, step: int, kind: str, text: str, layer: str = "") -> None:
         """Take note of something that happened."""

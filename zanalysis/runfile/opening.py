@@ -32,7 +32,7 @@ __all__ = ["ask", "check_regular", "unmarked"]
 
 T = TypeVar("T")
 
-_LOOKS, _PAUSE = 10, 0.02  # seconds
+_LOOKS, _PAUSE = 5, 0.02  # seconds
 _ROOM = 1 << 40  # bytes that a file may grow by while it is open
 
 

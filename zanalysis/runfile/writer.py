@@ -1,10 +1,11 @@
 """Writing a run to an HDF5 file that a kill cannot spoil."""
 
 import contextlib
+import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,26 +14,30 @@ import numpy as np
 import numpy.typing as npt
 
 from zanalysis.errors import InputError, RunFileError
-from zanalysis.runfile.layout import check_same, lay_out
+from zanalysis.runfile.layout import check_same, lay_out, lay_out_initial, same_initial
 from zanalysis.runfile.lock import acquire, release
-from zanalysis.runfile.memory import Codes, Floats
+from zanalysis.runfile.memory import STEP_REFUSED, Codes, Floats
 from zanalysis.runfile.opening import check_regular
 from zanalysis.runfile.repair import mend
 from zanalysis.runfile.schema import (
     EVENT,
     EVENT_WIDTHS,
-    NAME_BYTES,
     OVERHEAD_PARTS,
     SCHEMA_VERSION,
     Committed,
+    Initial,
     Series,
     SpectrumKey,
     clip_utf8,
+    column_name,
 )
 
 __all__ = ["Mode", "RunWriter"]
 
 Mode = Literal["x", "w", "a"]
+
+_SETTINGS = ("model", "layers", "optimizers", "schedule", "torch_seed", "versions", "user")
+"""What may be otherwise when a run goes on, and is then stored beside what it was."""
 
 _descriptors: dict[int, Path] = {}
 """The files open for writing in this process."""
@@ -60,6 +65,7 @@ class RunWriter:
         path: where the file lies.
         last_step: the last recorded step, -1 if there is none.
         resumed: whether the file had been there before.
+        before: the settings under which the part of the record that is kept was made; None where none is.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class RunWriter:
         k: int = 16,
         mode: Mode = "x",
         start: int = 0,
+        initial: Iterable[Initial] = (),
     ) -> None:
         """Create the file, or take up an existing one.
 
@@ -82,7 +89,9 @@ class RunWriter:
             attributes: facts stored with the run, JSON.
             k: how many singular values a spectrum keeps.
             mode: ``"x"`` refuses an existing file, ``"w"`` replaces it, ``"a"`` goes on in it.
-            start: with ``"a"``, rows at and after this step are cut.
+            start: with ``"a"``, rows at and after this step are cut. Where that is all there was, the record
+                begins anew.
+            initial: the weights that the reference ``init`` stands for; a resumed run keeps its own.
 
         Raises:
             RunFileError: if the file exists, cannot be written, is being written by another
@@ -100,11 +109,13 @@ class RunWriter:
         self._events: list[tuple[int, float, bytes, bytes, bytes]] = []
         self._account: tuple[dict[str, float], float] | None = None
         self._names: dict[str, int] = {}
+        self._refused = False
+        self.before: dict[str, Any] | None = None
         self._check_place(mode)
         self._lock = acquire(self.path)
         self.resumed = mode == "a" and self.path.exists()
         try:
-            self._file = self._prepared(dict(attributes or {}), start)
+            self._file = self._prepared(dict(attributes or {}), start, initial)
         except BaseException:
             release(self._lock)
             raise
@@ -127,7 +138,7 @@ class RunWriter:
                 "or pass mode='w' to replace it or mode='a' to go on in it."
             )
 
-    def _prepared(self, attributes: dict[str, Any], start: int) -> Any:
+    def _prepared(self, attributes: dict[str, Any], start: int, initial: Iterable[Initial]) -> Any:
         """Return the file, open in SWMR mode and complete under its name.
 
         It is made under another name, so that a reader finds all of it or nothing, and a kill or an error
@@ -136,6 +147,7 @@ class RunWriter:
         Args:
             attributes: facts stored with the run.
             start: the first step that a resumed run does not keep.
+            initial: the weights at the start.
 
         Returns:
             The open `h5py.File`.
@@ -148,10 +160,11 @@ class RunWriter:
         try:
             if self.resumed:
                 shutil.copyfile(self.path, part)
-                self._cut(part, start, attributes)
+                self._cut(part, start, attributes, initial)
             else:
                 with h5py.File(part, "w", libver="latest") as new:
                     lay_out(new, self._series, self._spectra, self._k, attributes)
+                    lay_out_initial(new, initial)
             file = h5py.File(part, "r+", libver="latest")
             file.swmr_mode = True
             part.replace(self.path)
@@ -165,13 +178,14 @@ class RunWriter:
             part.unlink(missing_ok=True)
         return file
 
-    def _cut(self, part: Path, start: int, attributes: Mapping[str, Any]) -> None:
+    def _cut(self, part: Path, start: int, attributes: Mapping[str, Any], initial: Iterable[Initial]) -> None:
         """Prepare a copy for going on: everything at and after `start` goes, and what was not committed.
 
         Args:
             part: the copy.
             start: the first step that is not kept.
             attributes: of the tracker that will go on.
+            initial: its weights now.
 
         Raises:
             RunFileError: if it is no run file, is damaged, or records something else.
@@ -187,9 +201,53 @@ class RunWriter:
                         f"{self.path} is no run file of schema {SCHEMA_VERSION}; choose another name."
                     )
                 check_same(file, self._series, self._spectra, self._k, attributes, self.path)
+                self._take_over(file, start, attributes, initial)
                 self._shorten(file, start)
         except (KeyError, RuntimeError, ValueError) as error:
             raise RunFileError(f"{self.path} is damaged: {error}; choose another name.") from error
+
+    def _take_over(
+        self, file: Any, start: int, attributes: Mapping[str, Any], initial: Iterable[Initial]
+    ) -> None:
+        """Store under which settings the record goes on, beside those of the part that stays.
+
+        Args:
+            file: the copy, open.
+            start: the first step that is not kept.
+            attributes: of the tracker that will go on.
+            initial: its weights now.
+
+        Raises:
+            RunFileError: if the weights are asked for that the run began with, and it did not keep them.
+        """
+        stored = json.loads(file["attributes"][:].tobytes())
+        if start <= stored.get("start", 0):
+            stored = dict(attributes)
+            lay_out_initial(file, initial)
+        else:
+            if not same_initial(file, initial):
+                raise RunFileError(
+                    f"{self.path} does not keep the initial weights of these layers, which reference 'init' "
+                    "needs; choose another name, or pass them as a mapping: reference={name: tensor, …}."
+                )
+            earlier = [part for part in stored.get("resumed", []) if part["start"] < start]
+            self.before = {**stored, **earlier[-1]} if earlier else dict(stored)
+            now = {key: attributes[key] for key in _SETTINGS if key in attributes}
+            stored["resumed"] = [*earlier, {**now, "start": start}]
+        text = np.frombuffer(json.dumps(stored).encode(), dtype=np.uint8)
+        file["attributes"].resize(len(text), axis=0)
+        file["attributes"][:] = text
+
+    def initial(self) -> Iterator[Initial]:
+        """Read the weights that the reference ``init`` stands for. Only before anything is written.
+
+        Yields:
+            One layer after the other.
+        """
+        group = self._file.get("initial", {})
+        for index in range(len(group)):
+            kept = group[str(index)]
+            yield Initial(kept.attrs["layer"], kept.attrs["dtype"], kept[:])
 
     def _shorten(self, file: Any, start: int) -> None:
         committed = Committed(*(int(n) for n in file["committed"][:]))
@@ -235,10 +293,15 @@ class RunWriter:
 
         Args:
             step: completed optimizer steps.
-            name: up to 128 bytes; longer ones are cut.
+            name: up to 128 bytes; longer ones are cut, and end in a digest. Not ``step``.
             value: the number.
         """
-        name = clip_utf8(name, NAME_BYTES).decode()
+        if name == "step":
+            if not self._refused:
+                self._refused = True
+                self.event(step, "log", STEP_REFUSED)
+            return
+        name = column_name(name)
         if name not in self._names:
             self._names[name] = len(self._names)
             self._new_names.append(name)
