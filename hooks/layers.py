@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from zanalysis.analyzers.matrices import View, matricize
 from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
+from zanalysis.runfile.schema import plain
 
 __all__ = ["Layer", "Selection", "layer_name", "select_layers"]
 
@@ -62,7 +63,8 @@ def layer_name(qualified: str) -> str:
         qualified: a parameter's name as `named_parameters` or a state dict gives it.
 
     Returns:
-        The name less ``module.`` at the front, ``_orig_mod.`` anywhere, and a final ``.weight``.
+        The name less ``module.`` at the front, ``_orig_mod.`` anywhere, and a final ``.weight``; what no file
+        can hold, such as a lone surrogate, as an escape.
 
     Example:
         >>> layer_name("module._orig_mod.encoder.fc.weight")
@@ -73,7 +75,7 @@ def layer_name(qualified: str) -> str:
         parts = parts[1:]
     if len(parts) > 1 and parts[-1] == "weight":
         parts = parts[:-1]
-    return ".".join(parts)
+    return plain(".".join(parts))
 
 
 def select_layers(model: nn.Module, selection: Selection = None, view: View = "out") -> list[Layer]:
@@ -139,7 +141,7 @@ def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
             if min(matrices.shape[-2:]) < 2 or matrices.shape[:-2].numel() == 0:
                 continue
             name = layer_name(qualified)
-            name = qualified if name in taken else name
+            name = plain(qualified) if name in taken else name
             taken.add(name)
             count = matrices.shape[:-2].numel()
             names = (name,) if matrices.ndim == 2 else tuple(f"{name}[{i}]" for i in range(count))

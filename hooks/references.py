@@ -3,14 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from hooks.layers import Layer, layer_name
 from zanalysis.analyzers.matrices import Reference
 from zanalysis.analyzers.metrics import NONE
 from zanalysis.errors import InputError
+from zanalysis.runfile import Initial
 
-__all__ = ["named_references", "reference_of"]
+__all__ = ["initial_of", "initial_tensor", "named_references", "reference_of"]
+
+_NUMPY_HAS = (torch.float16, torch.float32, torch.float64)
+_BITS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.uint16)}
 
 
 def named_references(reference: Any, layers: Sequence[Layer]) -> dict[str, Any]:
@@ -86,3 +92,36 @@ def reference_of(given: Any, layer: Layer) -> Reference:
     tensor: Tensor = given[layer.name] if isinstance(given, Mapping) else given
     # A kernel of one tap dimension is read with two. What does not fit becomes an `error` of that layer.
     return tensor.reshape(layer.read().shape) if tuple(tensor.shape) == layer.shape else tensor
+
+
+def initial_of(layer: Layer, weight: Tensor) -> Initial:
+    """Return a layer's initial weights as a run file keeps them.
+
+    Args:
+        layer: the layer.
+        weight: what the reference ``init`` stands for.
+
+    Returns:
+        Them, in the layer's own shape and dtype; a dtype that numpy lacks as its bits.
+    """
+    held = weight.detach().reshape(layer.shape).cpu().contiguous()
+    word = str(held.dtype).removeprefix("torch.")
+    if held.dtype in _NUMPY_HAS:
+        return Initial(layer.name, word, held.numpy())
+    same_size, bits = _BITS[held.element_size()]
+    return Initial(layer.name, word, held.view(same_size).numpy().view(bits))
+
+
+def initial_tensor(kept: Initial) -> Tensor:
+    """Return a layer's initial weights as a tensor: the inverse of `initial_of`.
+
+    Args:
+        kept: what a run file keeps.
+
+    Returns:
+        The weights, on the CPU.
+    """
+    dtype: torch.dtype = getattr(torch, kept.dtype)
+    if dtype in _NUMPY_HAS:
+        return torch.from_numpy(kept.values)
+    return torch.from_numpy(kept.values.view(f"i{kept.values.itemsize}")).view(dtype)

@@ -5,7 +5,7 @@ types, parameters with their shapes, and whether they started at zero.
 """
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,7 +17,7 @@ from hooks.layers import Layer, layer_name
 from zanalysis._version import __version__
 from zanalysis.analyzers.symmetry import recognize_start
 
-__all__ = ["describe_layers", "describe_model", "describe_optimizer", "versions"]
+__all__ = ["describe_layers", "describe_model", "describe_optimizer", "differences", "versions"]
 
 # What these do to a model is done around it.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
@@ -134,3 +134,49 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in which settings two parts of a run differ.
+
+    Args:
+        before: the attributes of the earlier part, as JSON gives them back.
+        now: those of the later part.
+
+    Returns:
+        A phrase for each difference, those of the model first.
+    """
+    return [
+        f"{what} {new}, before {old}"
+        for what, old, new in _pairs(before, now)
+        if old != new and old is not None
+    ]
+
+
+def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what is compared, as it was (None where that is not known) and as it is."""
+    models = before.get("model", {}), now["model"]
+    yield "model", models[0].get("type"), models[1]["type"]
+    modules = [
+        {m["name"]: f"{m['type']}({m['settings']})" for m in model.get("modules", [])} for model in models
+    ]
+    for name in dict.fromkeys([*modules[0], *modules[1]]):
+        yield f"module {name}", modules[0].get(name, "none"), modules[1].get(name, "none")
+    for key in ("dtype", "shape"):
+        layers = [{layer["name"]: layer[key] for layer in part.get("layers", [])} for part in (before, now)]
+        for name, value in layers[1].items():
+            yield f"{key} of {name}", layers[0].get(name), value
+    trained = [{p["name"]: p["trained"] for p in model.get("parameters", [])} for model in models]
+    for name, value in trained[1].items():
+        yield f"{name} trained:", trained[0].get(name), value
+    optimizers = [part.get("optimizers", []) for part in (before, now)]
+    types = [[one["type"] for one in several] for several in optimizers]
+    yield "optimizers", types[0], types[1]
+    for i, (old, new) in enumerate(zip(*optimizers, strict=False)):
+        yield f"groups of optimizer {i}:", len(old["groups"]), len(new["groups"])
+        for j, groups in enumerate(zip(old["groups"], new["groups"], strict=False)):
+            for key in sorted({*groups[0]} & {*groups[1]}):
+                yield f"{key} of optimizer {i}, group {j}:", groups[0][key], groups[1][key]
+    yield "schedule", before.get("schedule"), now["schedule"]
+    for package, found in now["versions"].items():
+        yield package, before.get("versions", {}).get(package), found

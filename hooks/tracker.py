@@ -2,12 +2,10 @@
 
 import logging
 import os
-import random
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from numbers import Real
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hooks.arguments import check_settings, check_tensors, checked_attributes, checked_path, logged_number
+from hooks.guards import preserved_rng, without_autocast
 from hooks.layers import Layer, Selection, select_layers
-from hooks.references import named_references, reference_of
+from hooks.references import initial_of, initial_tensor, named_references, reference_of
 from hooks.schedules import Schedule, every
 from hooks.staging import OnFull, StagedWriter
-from hooks.structure import describe_layers, describe_model, describe_optimizer, versions
+from hooks.structure import describe_layers, describe_model, describe_optimizer, differences, versions
 from hooks.taps import StepTap, unwrapped
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import View
 from zanalysis.analyzers.metrics import NONE, Key, UserMetric, plan
 from zanalysis.analyzers.statuses import CODES, STATUSES
-from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
-from zanalysis.runfile import MemoryWriter, RunWriter, Series, SpectrumKey
+from zanalysis.errors import NotBuiltYetError
+from zanalysis.runfile import Initial, MemoryWriter, RunWriter, Series, SpectrumKey
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,6 @@ __all__ = ["RankTracker"]
 
 _log = logging.getLogger("hooks")
 
-TENSORS = ("weight", "gradient", "activation", "activation_gradient")
 OnRecord = Callable[[int, list[dict[str, Any]]], None]
 
 
@@ -100,7 +99,8 @@ class RankTracker:
             tolerance: ``"default"``, ``"numpy"``, ``"rounding"``, an absolute number, or a list.
             view: how a kernel becomes a matrix.
             probe: a fixed batch for activations; not in this version.
-            mode: ``"x"`` refuses an existing file, ``"w"`` replaces it, ``"a"`` goes on in it.
+            mode: ``"x"`` refuses an existing file, ``"w"`` replaces it, ``"a"`` goes on in it: reference
+                ``"init"`` stays what it was, and an event names the settings that are other than before.
             start: steps completed before; with ``"a"``, rows at and after it are cut.
             flush_seconds: how long a record may wait before it is safe from a kill.
             on_full: whether a full queue makes the loop wait (``"block"``) or loses the record and
@@ -119,21 +119,8 @@ class RankTracker:
         for name, given in (("probe", probe), ("budget", budget), ("alerts", alerts or None)):
             if given is not None:
                 raise NotBuiltYetError(f"RankTracker({name}=…)")
-        _check_tensors(tensors)
-        if schedule is not None and not callable(schedule):
-            raise InputError(
-                f"got schedule = {schedule!r}, expected a function step -> bool such as every(50)."
-            )
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise InputError(
-                f"got start = {start!r}, expected the number of steps completed before, 0 or more."
-            )
-        if isinstance(spectrum_size, bool) or not isinstance(spectrum_size, int) or spectrum_size < 1:
-            raise InputError(f"got spectrum_size = {spectrum_size!r}, expected a whole number, 1 or more.")
-        if on_full not in ("block", "drop"):
-            raise InputError(f"got on_full = {on_full!r}, expected 'block' or 'drop'.")
-        if not isinstance(flush_seconds, int | float) or not flush_seconds >= 0:
-            raise InputError(f"got flush_seconds = {flush_seconds!r}, expected seconds, 0 or more.")
+        check_tensors(tensors)
+        check_settings(schedule, start, spectrum_size, on_full, flush_seconds)
         self._schedule = every(50) if schedule is None else schedule
         self._layers = select_layers(model, layers, view)
         optimizers = unwrapped(optimizer)
@@ -177,7 +164,8 @@ class RankTracker:
             "start": start,
             "torch_seed": torch.initial_seed(),
             "versions": versions(),
-            "user": _checked_attributes(attributes),
+            "user": checked_attributes(attributes),
+            "resumed": [],
         }
         self._memory: MemoryWriter | None = None
         self._path: str | None = None
@@ -191,21 +179,38 @@ class RankTracker:
                 self._memory = MemoryWriter(self._series, spectra, described)
                 self._writer: MemoryWriter | StagedWriter = self._memory
             else:
-                self._path = _checked_path(path)
+                self._path = checked_path(path)
                 writer = RunWriter(
-                    path, self._series, spectra, described, k=spectrum_size, mode=mode, start=start
+                    path,
+                    self._series,
+                    spectra,
+                    described,
+                    k=spectrum_size,
+                    mode=mode,
+                    start=start,
+                    initial=_Initial(self._layers, self._references) if "init" in references else (),
                 )
                 if not writer.resumed:
                     undo.callback(writer.path.unlink, missing_ok=True)
                 undo.callback(writer.close)
+                if writer.before is not None:
+                    self._refer_to(writer.initial())
                 self._writer = StagedWriter(writer, flush_seconds, on_full)
                 if writer.resumed:
-                    self._writer.event(start, "resumed", _resumed(start, references))
+                    self._writer.event(start, "resumed", _resumed(start, writer.before, described))
             undo.pop_all()
         # Runs at the latest when the interpreter ends; it must not keep the tracker alive.
         self._finalizer = weakref.finalize(self, self._writer.close)
         if start == 0 or self._due(start):
             self._record()
+
+    def _refer_to(self, initial: Iterable[Initial]) -> None:
+        """Take up the reference ``init`` of the run that goes on."""
+        layers = {layer.name: layer for layer in self._layers}
+        for kept in initial:
+            layer, now = layers[kept.layer], self._references[kept.layer]["init"]
+            assert isinstance(now, Tensor)
+            self._references[layer.name]["init"] = initial_tensor(kept).to(now.device).reshape(now.shape)
 
     def step(self) -> None:
         """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
@@ -227,7 +232,7 @@ class RankTracker:
             return
         for name, value in scalars.items():
             try:
-                self._writer.log(self._step, name, _logged_number(name, value))
+                self._writer.log(self._step, name, logged_number(name, value))
             except Exception as error:
                 self._note("log", name, f"log({name}=…) was not recorded: {error}")
 
@@ -284,7 +289,7 @@ class RankTracker:
     def _record(self) -> None:
         began = time.perf_counter()
         try:
-            with torch.no_grad(), _without_autocast(), _preserved_rng(self._runs_user_code):
+            with torch.no_grad(), without_autocast(), preserved_rng(self._runs_user_code):
                 numbers, spectra = self._measure()
                 measured = time.perf_counter()
                 value, tolerance, status = numbers
@@ -377,91 +382,19 @@ class RankTracker:
             _log.warning("%s", text)
 
 
-def _check_tensors(tensors: Sequence[str] | str) -> None:
-    asked = [tensors] if isinstance(tensors, str) else list(tensors)
-    if not asked:
-        raise InputError(f"tensors is empty; pass some of {', '.join(TENSORS)}.")
-    for tensor in asked:
-        if tensor not in TENSORS:
-            raise InputError(f"unknown tensor {tensor!r}; {did_you_mean(str(tensor), TENSORS)}")
-        if tensor != "weight":
-            raise NotBuiltYetError(f"RankTracker(tensors=({tensor!r},))")
+class _Initial(Iterable[Initial]):
+    """The initial weights of the layers, brought to the CPU one at a time, as often as asked for."""
+
+    def __init__(self, layers: Sequence[Layer], references: Mapping[str, Mapping[str, Any]]) -> None:
+        self._layers, self._references = layers, references
+
+    def __iter__(self) -> Iterator[Initial]:
+        for layer in self._layers:
+            yield initial_of(layer, self._references[layer.name]["init"])
 
 
-def _checked_attributes(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    import json
-
-    try:
-        stored: dict[str, Any] = json.loads(json.dumps(dict(attributes or {})))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"attributes must be what JSON can hold: {error}.") from error
-    return stored
-
-
-def _logged_number(name: str, value: Any) -> float:
-    """Return what is to be logged as a float.
-
-    Args:
-        name: under which name.
-        value: a number, or a tensor or array that holds one.
-
-    Returns:
-        The number.
-
-    Raises:
-        InputError: if it is something else, or named like the axis itself.
-    """
-    if name == "step":
-        raise InputError("the tracker counts the steps itself; choose another name")
-    held = value.item() if _is_one(value) else value
-    if not isinstance(held, Real):
-        raise InputError(f"got {type(value).__name__}, expected one number")
-    return float(held)
-
-
-def _is_one(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, np.ndarray | np.generic) and value.size == 1
-
-
-def _checked_path(path: Any) -> str:
-    try:
-        return str(os.fspath(path))
-    except TypeError as error:
-        raise InputError(f"got path = {path!r}, expected the name of a file, or None.") from error
-
-
-def _resumed(step: int, references: Mapping[str, Any]) -> str:
-    text = f"recording goes on from step {step}"
-    return text + (
-        "; reference init is from here on the weights at this step" if "init" in references else ""
-    )
-
-
-@contextmanager
-def _without_autocast() -> Iterator[None]:
-    """Keep the arithmetic in its own precision where a step is taken under autocast."""
-    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    with ExitStack() as stack:
-        for kind in kinds:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
-
-
-@contextmanager
-def _preserved_rng(needed: bool) -> Iterator[None]:
-    """Give every random number generator back as it was: a user's function may draw from it."""
-    if not needed:
-        yield
-        return
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
+def _resumed(step: int, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    if before is None:
+        return f"nothing recorded before step {step} is kept: the record begins anew"
+    other = differences(before, now)
+    return f"recording goes on from step {step}" + (f"; now {'; '.join(other)}" if other else "")

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from zanalysis.analyzers.statuses import STATUSES
 from zanalysis.errors import InputError, RunFileError
-from zanalysis.runfile import MemoryWriter, RunWriter, Series, SpectrumKey
+from zanalysis.runfile import Initial, MemoryWriter, RunWriter, Series, SpectrumKey
 from zanalysis.runfile.reader import open_run
-from zanalysis.runfile.repair import lookup3, mend, repair
+from zanalysis.runfile.repair import mend, repair
 from zanalysis.runfile.schema import clip_utf8
+from zanalysis.runfile.superblock import lookup3
 from zanalysis.runfile.tables import scalar_table
 
 COLUMNS = ["step", "layer", "tensor", "reference", "tolerance_rule", "metric", "value", "tolerance", "status"]
@@ -71,6 +72,26 @@ def in_a_child(target, *args):
 def killed(path, **kwargs):
     in_a_child(lambda: written(path, close=False, **kwargs))
     return path
+
+
+def said_in_time(path, seconds=2):
+    """Open and read a file in a child that is killed if it hangs; return what it raised, or the row count."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
+        try:
+            run = open_run(path)
+            run.logged(), run.events, run.overhead
+            sender.send(len(run.table()))
+        except BaseException as error:
+            sender.send(f"{type(error).__name__}: {error}")
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL, f"{path} hangs"
+    return receiver.recv()
 
 
 def flags(path):
@@ -292,7 +313,7 @@ def test_long_names_and_texts_are_cut_as_valid_utf8(tmp_path, text):
     writer.close()
     run = open_run(tmp_path / "run.h5")
     (event,) = run.events.itertuples(index=False)
-    whole = text.encode("utf-8", "replace").decode()
+    whole = text.encode("utf-8", "backslashreplace").decode()
     for field, width in (("kind", 32), ("layer", 128), ("text", 512)):
         value = getattr(event, field)
         assert len(value.encode()) <= width
@@ -302,6 +323,55 @@ def test_long_names_and_texts_are_cut_as_valid_utf8(tmp_path, text):
         else:
             assert value == whole
     assert len(run.logged().columns[1].encode()) <= 128
+
+
+def test_logged_names_never_share_a_column(tmp_path):
+    long = "x" * 200
+    given = ["a", "a\0", "a\\x00", "a\0\0", "b\udc80", "b\udc81", long + "1", long + "2", "é" * 64, "é" * 65]
+    file, memory = RunWriter(tmp_path / "run.h5", SERIES), MemoryWriter(SERIES)
+    for writer in (file, memory):
+        for value, name in enumerate(given):
+            writer.log(0, name, float(value))
+            writer.log(1, name, float(-value))
+    file.close()
+    table = open_run(tmp_path / "run.h5").logged()
+    assert table.iloc[0, 1:].tolist() == list(range(len(given)))
+    assert list(table.columns)[1:] == [name for step, name, _ in memory.logged if step == 0]
+    assert table.columns[1] == "a"
+    assert table.columns[9] == "é" * 64
+    assert all(len(name.encode()) <= 128 for name in table.columns)
+    writer = RunWriter(tmp_path / "run.h5", SERIES, mode="a", start=1)
+    writer.log(1, long + "2", 3.0)
+    writer.close()
+    assert len(open_run(tmp_path / "run.h5").logged().columns) == 1 + len(given)
+
+
+def test_a_scalar_named_like_the_axis_leaves_an_event(tmp_path):
+    file, memory = RunWriter(tmp_path / "run.h5", SERIES), MemoryWriter(SERIES)
+    for writer in (file, memory):
+        writer.log(3, "step", 1.0)
+        writer.log(4, "step", 1.0)
+    file.close()
+    (event,) = open_run(tmp_path / "run.h5").events.itertuples(index=False)
+    assert (event.step, event.kind) == (3, "log")
+    assert event.text == memory.events[0][4]
+    assert "named 'step' was not recorded" in event.text
+    assert len(memory.events) == 1
+    assert memory.logged == []
+
+
+def test_a_layer_whose_name_is_no_utf8_is_written_as_an_escape(tmp_path):
+    series = [Series("a\udc80", "weight", "none", "none", "x"), Series("a\0", "weight", "none", "none", "x")]
+    spectra = [SpectrumKey("a\udc80", "weight", "none")]
+    for mode in ("x", "a"):
+        writer = RunWriter(tmp_path / "run.h5", series, spectra, {"name": "a\udc80"}, mode=mode)
+        writer.event(0, "error", "a\udc80", "a\udc80")
+        writer.close()
+    run = open_run(tmp_path / "run.h5")
+    assert run.layers == ["a\\udc80", "a\\x00"]
+    assert run.events["layer"].tolist() == ["a\\udc80"] * 2
+    assert run.attributes == {"name": "a\udc80"}
+    assert run.spectra("a\\udc80").values.shape == (0, 16)
 
 
 def test_steps_must_increase(tmp_path):
@@ -359,6 +429,65 @@ def test_a_killed_run_is_continued(tmp_path):
     written(path, steps=2, mode="a", start=3)
     assert open_run(path).steps.tolist() == [0, 1, 2, 3, 4]
     assert flags(path) == 0
+
+
+def initial(scale=1.0):
+    return [
+        Initial("b", "float32", np.full((3, 2), scale, np.float32)),
+        Initial("a", "bfloat16", np.full((2, 2, 5), int(scale), np.uint16)),
+    ]
+
+
+def resume(path, start, weights, kill=False, **attributes):
+    def write():
+        settings = {"view": "out", "start": start, **attributes}
+        writer = RunWriter(path, SERIES, SPECTRA, settings, k=K, mode="a", start=start, initial=weights)
+        writer.append(start, *numbers(np.random.default_rng(start)))
+        writer.flush()
+        kept = {one.layer: one.values.flat[0] for one in writer.initial()}
+        if not kill:
+            writer.close()
+            assert kept["b"] == kept["a"]
+        return kept, writer.before, writer
+
+    return in_a_child(write) if kill else write()[:2]
+
+
+def test_a_resumed_run_keeps_its_initial_weights_and_says_what_changed(tmp_path):
+    path = tmp_path / "run.h5"
+    kept, before = resume(path, 0, initial(1), user="first", optimizers=["SGD"])
+    assert (kept["b"], before) == (1, None)
+    resume(path, 5, initial(2), kill=True, user="second", optimizers=["Adam"])
+    assert open_run(path).attributes["resumed"] == [{"start": 5, "user": "second", "optimizers": ["Adam"]}]
+    kept, before = resume(path, 9, initial(3), user="third", optimizers=["SGD"])
+    assert (kept["b"], before["user"], before["start"]) == (1, "second", 5)
+    run = open_run(path)
+    assert run.steps.tolist() == [0, 5, 9]
+    assert [part["start"] for part in run.attributes["resumed"]] == [5, 9]
+    assert run.attributes["optimizers"] == ["SGD"]
+    with h5py.File(path, "r") as file:
+        for index, one in enumerate(initial(1)):
+            np.testing.assert_array_equal(file[f"initial/{index}"][:], one.values)
+            assert file[f"initial/{index}"].chunks is not None
+            assert dict(file[f"initial/{index}"].attrs)["dtype"] == one.dtype
+    kept, before = resume(path, 7, initial(4), user="fourth")  # the third part goes
+    assert [part["start"] for part in open_run(path).attributes["resumed"]] == [5, 7]
+    assert before["user"] == "second"
+    kept, before = resume(path, 0, initial(5), user="anew")
+    run = open_run(path)
+    assert (kept["b"], before, run.attributes["user"]) == (5, None, "anew")
+    assert "resumed" not in run.attributes
+    assert run.steps.tolist() == [0]
+
+
+def test_initial_weights_that_are_not_there_are_asked_for(tmp_path):
+    path = tmp_path / "run.h5"
+    written(path)
+    before = path.read_bytes()
+    with pytest.raises(RunFileError, match=r"does not keep the initial weights.*pass them as a mapping"):
+        RunWriter(path, SERIES, SPECTRA, k=K, mode="a", start=2, initial=initial())
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["run.h5"]
 
 
 def test_mode_a_without_a_file_begins_one(tmp_path):
@@ -515,6 +644,55 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path):
             assert path.read_bytes() == whole[:size]
             with pytest.raises(RunFileError, match=r"truncated|damaged|not a run file"):
                 RunWriter(path, SERIES, SPECTRA, k=K, mode="a")
+
+
+@pytest.mark.parametrize("make", [written, killed])
+def test_a_cut_file_is_refused_at_once_at_any_length(tmp_path, make):
+    path, cut = tmp_path / "run.h5", tmp_path / "cut.h5"
+    make(path, steps=500)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for size in [7, 9, 47, 48, 200, 3000, len(whole) // 2, len(whole) - 1, *rng.integers(1, len(whole), 16)]:
+        cut.write_bytes(whole[:size])
+        said = said_in_time(cut)
+        assert isinstance(said, str), size
+        assert said.startswith(f"RunFileError: {cut} is truncated: it has {size} bytes"), said
+
+
+@pytest.mark.parametrize("damage", ["flipped", "zeros"])
+def test_a_killed_file_with_damaged_metadata_is_refused_at_once(tmp_path, damage):
+    path = tmp_path / "run.h5"
+    killed(path, steps=100)
+    whole = path.read_bytes()
+    for position in (60, 200, 1000, 2500):
+        spoiled = bytearray(whole)
+        spoiled[position:] = (
+            bytes([whole[position] ^ 0x41]) + whole[position + 1 :]
+            if damage == "flipped"
+            else bytes(len(whole) - position)
+        )
+        path.write_bytes(spoiled)
+        said = said_in_time(path)
+        assert said == 400 or said.startswith(f"RunFileError: {path} is damaged"), said
+        if damage == "zeros":
+            with pytest.raises(RunFileError, match="is damaged"):
+                repair(path)
+            assert path.read_bytes() == spoiled
+
+
+def test_only_regular_files_are_run_files(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for name in (tmp_path / "fifo", "/dev/null"):
+        assert "RunFileError" in said_in_time(name)
+        assert "is a pipe, a socket or a device" in said_in_time(name)
+        for mode in ("w", "a"):
+            with pytest.raises(RunFileError, match="is a pipe, a socket or a device"):
+                RunWriter(name, SERIES, mode=mode)
+        with pytest.raises(RunFileError, match="is no file"):
+            repair(name)
+    if Path("/proc/self/mem").exists():
+        assert "RunFileError: cannot read /proc/self/mem" in said_in_time("/proc/self/mem")
+    assert "does not exist" in said_in_time(tmp_path / "run.h5" / "below")
 
 
 def test_flipped_bytes_never_give_another_table_silently_in_the_superblock(tmp_path):

@@ -449,7 +449,99 @@ def test_resuming_goes_on_in_the_same_file(tmp_path, mlp, attach):
     run = open_run(path)
     assert run.steps.tolist() == [0, 2, 4, 6, 8]
     assert run.events["kind"].tolist() == ["resumed"]
-    assert "from step 4; reference init is from here on the weights at this step" in run.events["text"][0]
+    assert run.events["text"].tolist() == ["recording goes on from step 4"]
+
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_reference_init_is_the_same_before_and_after_a_resume(tmp_path, attach, dtype):
+    def start():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Conv1d(2, 4, 3), spectral_norm(nn.Linear(6, 5)), nn.Linear(5, 4)).to(dtype)
+
+    settings = {"metrics": ("frobenius_norm", "singular_values"), "reference": "init", "schedule": every(1)}
+    rng = torch.Generator().manual_seed(4)
+    changes = [torch.randn(20, 20, generator=rng) for _ in range(6)]
+
+    def move(model, tracker, steps):
+        for step in steps:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(
+                        changes[step].flatten()[: parameter.numel()].reshape_as(parameter).to(dtype)
+                    )
+            tracker.step()
+
+    model = start()
+    whole = attach(model, path=tmp_path / "whole.h5", **settings)
+    move(model, whole, range(6))
+    whole.close()
+
+    model = start()
+    first = attach(model, path=tmp_path / "parts.h5", **settings)
+    move(model, first, range(3))
+    state = copy.deepcopy(model.state_dict())
+    move(model, first, range(3, 5))  # lost: the checkpoint is of step 3
+    first.close()
+    torch.manual_seed(9)
+    model = start()
+    model.load_state_dict(state)
+    second = attach(model, path=tmp_path / "parts.h5", mode="a", start=3, **settings)
+    move(model, second, range(3, 6))
+    second.close()
+    runs = [open_run(tmp_path / name) for name in ("whole.h5", "parts.h5")]
+    pd.testing.assert_frame_equal(runs[1].table(), runs[0].table())
+    assert runs[0].table()["value"].gt(0).any()
+    for layer in runs[0].layers:
+        spectra = [run.spectra(layer, reference="init").values for run in runs]
+        np.testing.assert_array_equal(*spectra)
+
+
+def test_a_resume_under_other_settings_says_which(tmp_path, mlp, attach):
+    model, optimizer, train = mlp
+    path = tmp_path / "run.h5"
+    with RankTracker(model, optimizer, path, schedule=every(1), metrics="rank", attributes={"part": 1}):
+        train(4)
+    assert open_run(path).attributes["resumed"] == []
+    other = nn.Sequential(model[0], nn.Tanh(), model[2])
+    adam = torch.optim.AdamW(other.parameters(), lr=0.01, weight_decay=0.3)
+    settings = {"schedule": every(1), "metrics": "rank", "mode": "a"}
+    attach(other, adam, path, start=3, attributes={"part": 2}, **settings).close()
+    run = open_run(path)
+    (text,) = run.events["text"]
+    for phrase in (
+        "from step 3; now module 1 Tanh(), before ReLU()",
+        "optimizers ['AdamW'], before ['SGD']",
+        "lr of optimizer 0, group 0: 0.01, before 0.1",
+        "weight_decay of optimizer 0, group 0: 0.3, before 0",
+    ):
+        assert phrase in text
+    (part,) = run.attributes["resumed"]
+    assert (part["start"], part["user"], part["optimizers"][0]["type"]) == (3, {"part": 2}, "AdamW")
+    assert part["model"]["modules"][1]["type"] == "Tanh"
+    assert [layer["start"] for layer in part["layers"]] == ["other", "other"]
+    assert part["versions"]["torch"] == torch.__version__
+    assert run.attributes["optimizers"][0]["type"] == "SGD"
+    attach(other, adam, path, start=0, **settings).close()
+    run = open_run(path)
+    assert run.attributes["resumed"] == []
+    assert run.attributes["optimizers"][0]["type"] == "AdamW"
+    assert "the record begins anew" in run.events["text"].iloc[-1]
+
+
+@pytest.mark.parametrize("path", [None, "run.h5"])
+def test_a_layer_with_an_undecodable_name_is_recorded(tmp_path, attach, caplog, path):
+    model = nn.Module()
+    for name in ("a", "a\udc80", "a\udc81", "a\0"):
+        model.add_module(name, nn.Linear(3, 3))
+    tracker = attach(
+        model, path=path and tmp_path / path, metrics=("rank", "singular_values"), reference="init"
+    )
+    tracker.log(**{"loss\udc80": 1.0, "loss\0": 2.0})
+    assert tracker.table()["layer"].tolist() == ["a", "a\\udc80", "a\\udc81", "a\\x00"]
+    assert caplog.records == []
 
 
 # --- layers -----------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ writer was killed; once closed, by anything that reads HDF5.
 
 Every dataset exists from the moment the file appears under its name, is chunked, and can grow along
 its first dimension: under SWMR nothing can be created, and small contiguous datasets are lost with a
-killed writer. Datasets hold only numbers and fixed-width strings (UTF-8, padded with zero bytes),
-because a variable-length string appended under SWMR is silently unreadable afterwards.
+killed writer. Datasets hold only numbers and fixed-width strings (UTF-8, padded with zero bytes; zero
+bytes and lone surrogates within a name as escapes), because a variable-length string appended under
+SWMR is silently unreadable afterwards.
 
 Root attributes
     ``format`` = ``"zanalysis-run"``, ``schema_version`` = 1.
@@ -22,9 +23,14 @@ Root attributes
     was truncated since: HDF5 would silently read zeros beyond its end.
 
 ``/attributes``  uint8 `[bytes]`
-    A UTF-8 JSON object, written once: the model's structure with its activation functions and biases,
-    layer shapes and dtypes, how each layer started, the optimizer with its hyper-parameters, the
-    schedule, tolerances, references, view, package versions, the seed, and what the user added.
+    A UTF-8 JSON object, written when the run begins and when it is resumed: the model's structure with
+    its activation functions and biases, layer shapes and dtypes, how each layer started, the optimizer
+    with its hyper-parameters, the schedule, tolerances, references, view, package versions, the seed,
+    and what the user added.
+    ``resumed`` is a list with one object for each time the run was resumed: ``start``, the step from
+    which it applies, and what may be otherwise from there on: ``model``, ``layers`` (how they started
+    then), ``optimizers``, ``schedule``, ``torch_seed``, ``versions``, ``user``. A run resumed at or
+    before its own start keeps no rows: it begins anew, with the new settings.
 
 ``/scalars``  one row for each recorded step, one column for each series
     ``step``            int64 `[T]`      completed optimizer steps; strictly increasing; dimension scale
@@ -44,11 +50,18 @@ Root attributes
     ``layer``, ``tensor``, ``reference``  string `[R]`
     ``value``           float64 `[T, R, k]` descending; NaN where a matrix has fewer, or is undefined
 
+``/initial``  present where the reference ``init`` is recorded: what it stands for, also after a resume
+    ``0``, ``1``, …     the weights of one layer when the tracker was first attached, in its own shape and
+                        dtype; a dtype that numpy lacks (bfloat16) as the unsigned integers of its bits.
+                        Attributes: ``layer``, its name; ``dtype``, in torch's words. One copy of the
+                        recorded weights in all.
+
 ``/logged``  the user's own scalars, in the order of arrival
     ``step``            int64 `[N]`
     ``name``            int32 `[N]`      row of ``names``
     ``value``           float64 `[N]`
-    ``names``           string `[M]`
+    ``names``           string `[M]`     never ``step``; a name too long for its field, or with zero
+                        bytes, ends in ``…`` and a digest: no two names share a row
 
 ``/events``  compound `[E]`: ``step`` int64, ``time`` float64 (Unix seconds), ``kind``, ``layer``, ``text``
     What went wrong or deserves to be known; a text too long for its field ends in ``…``.
@@ -64,7 +77,8 @@ under the name ``.NAME.part``, also when a run is resumed, and renamed when it i
 is written, ``NAME.lock`` lies beside it.
 """
 
-from zanalysis.runfile.schema import Series, SpectrumKey
-from zanalysis.runfile.writer import MemoryWriter, RunWriter, Writer
+from zanalysis.runfile.memory import MemoryWriter, Writer
+from zanalysis.runfile.schema import Initial, Series, SpectrumKey
+from zanalysis.runfile.writer import RunWriter
 
-__all__ = ["MemoryWriter", "RunWriter", "Series", "SpectrumKey", "Writer"]
+__all__ = ["Initial", "MemoryWriter", "RunWriter", "Series", "SpectrumKey", "Writer"]

@@ -3,24 +3,31 @@
 The specification is the docstring of `zanalysis.runfile`.
 """
 
-from typing import NamedTuple
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from zanalysis.analyzers.statuses import STATUSES
 
 __all__ = [
     "EVENT",
+    "EVENT_WIDTHS",
     "FORMAT",
     "NAME_BYTES",
+    "OVERHEAD_PARTS",
     "SCHEMA_VERSION",
     "STATUSES",
     "Committed",
+    "Initial",
     "Series",
     "SpectrumKey",
     "chunk_rows",
     "clip_utf8",
+    "column_name",
+    "plain",
     "strings",
 ]
 
@@ -28,6 +35,9 @@ FORMAT = "zanalysis-run"
 SCHEMA_VERSION = 1
 NAME_BYTES = 128
 """Width of a logged scalar's name."""
+
+OVERHEAD_PARTS = ("metrics", "writing")
+"""The parts of the account of the time spent."""
 
 _TEXT = 512
 EVENT = np.dtype(
@@ -62,6 +72,20 @@ class SpectrumKey(NamedTuple):
     reference: str
 
 
+class Initial(NamedTuple):
+    """The weights of one layer when the tracker was attached: what the reference ``init`` is.
+
+    Attributes:
+        layer: its name.
+        dtype: the dtype it is stored in, as torch calls it.
+        values: in the layer's own shape; the bits as unsigned integers where numpy lacks the dtype.
+    """
+
+    layer: str
+    dtype: str
+    values: npt.NDArray[Any]
+
+
 class Committed(NamedTuple):
     """How much of a file is complete, in the order of ``/committed``."""
 
@@ -70,6 +94,39 @@ class Committed(NamedTuple):
     names: int
     events: int
     size: int = 0
+
+
+def plain(text: str) -> str:
+    r"""Return a name as a file can hold it: valid UTF-8, without zero bytes.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The text, with lone surrogates and zeros as escapes.
+
+    Example:
+        >>> plain("fc\udc80\0")
+        'fc\\udc80\\x00'
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def column_name(name: str) -> str:
+    """Return the name under which a scalar of the user's own is kept: other names, other columns.
+
+    Args:
+        name: any name.
+
+    Returns:
+        The name; where that has to be cut or escaped, it ends in ``…`` and a digest of the whole.
+    """
+    kept = plain(name)
+    if kept == name and len(kept.encode()) <= NAME_BYTES:
+        return kept
+    digest = sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    room = NAME_BYTES - len("…".encode()) - len(digest)
+    return kept.encode()[:room].decode("utf-8", "ignore") + "…" + digest
 
 
 def strings(words: list[str]) -> np.ndarray:
@@ -81,7 +138,7 @@ def strings(words: list[str]) -> np.ndarray:
     Returns:
         `[len(words)]`, of an HDF5 string dtype.
     """
-    encoded = [word.encode() for word in words]
+    encoded = [plain(word).encode() for word in words]
     width = max([1, *map(len, encoded)])
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
 
@@ -96,7 +153,7 @@ def clip_utf8(text: str, width: int) -> bytes:
     Returns:
         The encoded text.
     """
-    encoded = text.encode("utf-8", "replace")
+    encoded = plain(text).encode()
     if len(encoded) <= width:
         return encoded
     return encoded[: width - 3].decode("utf-8", "ignore").encode() + "…".encode()

@@ -1,46 +1,43 @@
-"""Writing a run: to an HDF5 file that a kill cannot spoil, or to memory.
-
-`MemoryWriter` is the file's twin: what it holds is what a reader of the file must find.
-"""
+"""Writing a run to an HDF5 file that a kill cannot spoil."""
 
 import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from zanalysis.errors import InputError, RunFileError
+from zanalysis.runfile.layout import check_same, lay_out, lay_out_initial, same_initial
 from zanalysis.runfile.lock import acquire, release
+from zanalysis.runfile.memory import STEP_REFUSED, Codes, Floats
+from zanalysis.runfile.opening import check_regular
 from zanalysis.runfile.repair import mend
 from zanalysis.runfile.schema import (
     EVENT,
     EVENT_WIDTHS,
-    FORMAT,
-    NAME_BYTES,
+    OVERHEAD_PARTS,
     SCHEMA_VERSION,
-    STATUSES,
     Committed,
+    Initial,
     Series,
     SpectrumKey,
-    chunk_rows,
     clip_utf8,
-    strings,
+    column_name,
 )
 
-__all__ = ["MemoryWriter", "Mode", "RunWriter", "Writer"]
+__all__ = ["Mode", "RunWriter"]
 
 Mode = Literal["x", "w", "a"]
-Floats = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.uint8]
 
-OVERHEAD_PARTS = ("metrics", "writing")
+_SETTINGS = ("model", "layers", "optimizers", "schedule", "torch_seed", "versions", "user")
+"""What may be otherwise when a run goes on, and is then stored beside what it was."""
 
 _descriptors: dict[int, Path] = {}
 """The files open for writing in this process."""
@@ -61,81 +58,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
 
 
-class Writer(Protocol):
-    """What a tracker needs of the place its record goes to."""
-
-    def append(self, step: int, value: Floats, tolerance: Floats, status: Codes, spectra: Floats) -> None:
-        """Take the numbers of one recorded step: `[S]`, `[S]`, `[S]` and `[R, k]`."""
-
-    def log(self, step: int, name: str, value: float) -> None:
-        """Take one scalar of the user's own."""
-
-    def event(self, step: int, kind: str, text: str, layer: str = "") -> None:
-        """Take note of something that happened."""
-
-    def overhead(self, seconds: Mapping[str, float], elapsed: float) -> None:
-        """Replace the account of the time spent."""
-
-    def flush(self) -> None:
-        """Make everything taken so far safe from a kill."""
-
-    def close(self) -> None:
-        """Flush and let go. Closing twice is harmless."""
-
-
-class MemoryWriter:
-    """A record in memory, for `RankTracker(path=None)` and for the tests of the file.
-
-    Attributes:
-        series: what the columns are.
-        spectra: what the rows of the recorded spectra are.
-        attributes: the facts stored with the run.
-    """
-
-    def __init__(
-        self,
-        series: Sequence[Series],
-        spectra: Sequence[SpectrumKey] = (),
-        attributes: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Start an empty record.
-
-        Args:
-            series: what the columns are.
-            spectra: what the rows of the spectra are.
-            attributes: facts stored with the run, JSON.
-        """
-        self.series = tuple(series)
-        self.spectra = tuple(spectra)
-        self.attributes: dict[str, Any] = json.loads(json.dumps(attributes or {}))
-        self.rows: list[tuple[int, Floats, Floats, Codes, Floats]] = []
-        self.logged: list[tuple[int, str, float]] = []
-        self.events: list[tuple[int, float, str, str, str]] = []
-        self.account: tuple[dict[str, float], float] = ({}, 0.0)
-
-    def append(self, step: int, value: Floats, tolerance: Floats, status: Codes, spectra: Floats) -> None:
-        """Take the numbers of one recorded step."""
-        self.rows.append((step, value.copy(), tolerance.copy(), status.copy(), spectra.copy()))
-
-    def log(self, step: int, name: str, value: float) -> None:
-        """Take one scalar of the user's own."""
-        self.logged.append((step, name, value))
-
-    def event(self, step: int, kind: str, text: str, layer: str = "") -> None:
-        """Take note of something that happened."""
-        self.events.append((step, time.time(), kind, layer, text))
-
-    def overhead(self, seconds: Mapping[str, float], elapsed: float) -> None:
-        """Replace the account of the time spent."""
-        self.account = (dict(seconds), elapsed)
-
-    def flush(self) -> None:
-        """Do nothing: memory is lost with the process."""
-
-    def close(self) -> None:
-        """Do nothing: the record stays readable."""
-
-
 class RunWriter:
     """One HDF5 run file, open for writing. What was flushed survives a kill of the process.
 
@@ -143,6 +65,7 @@ class RunWriter:
         path: where the file lies.
         last_step: the last recorded step, -1 if there is none.
         resumed: whether the file had been there before.
+        before: the settings under which the part of the record that is kept was made; None where none is.
     """
 
     def __init__(
@@ -155,6 +78,7 @@ class RunWriter:
         k: int = 16,
         mode: Mode = "x",
         start: int = 0,
+        initial: Iterable[Initial] = (),
     ) -> None:
         """Create the file, or take up an existing one.
 
@@ -165,7 +89,9 @@ class RunWriter:
             attributes: facts stored with the run, JSON.
             k: how many singular values a spectrum keeps.
             mode: ``"x"`` refuses an existing file, ``"w"`` replaces it, ``"a"`` goes on in it.
-            start: with ``"a"``, rows at and after this step are cut.
+            start: with ``"a"``, rows at and after this step are cut. Where that is all there was, the record
+                begins anew.
+            initial: the weights that the reference ``init`` stands for; a resumed run keeps its own.
 
         Raises:
             RunFileError: if the file exists, cannot be written, is being written by another
@@ -183,11 +109,13 @@ class RunWriter:
         self._events: list[tuple[int, float, bytes, bytes, bytes]] = []
         self._account: tuple[dict[str, float], float] | None = None
         self._names: dict[str, int] = {}
+        self._refused = False
+        self.before: dict[str, Any] | None = None
         self._check_place(mode)
         self._lock = acquire(self.path)
         self.resumed = mode == "a" and self.path.exists()
         try:
-            self._file = self._prepared(dict(attributes or {}), start)
+            self._file = self._prepared(dict(attributes or {}), start, initial)
         except BaseException:
             release(self._lock)
             raise
@@ -202,13 +130,15 @@ class RunWriter:
             raise RunFileError(
                 f"cannot write {self.path}: the folder {self.path.parent} does not exist; create it first."
             )
+        if self.path.exists():
+            check_regular(self.path)
         if mode == "x" and self.path.exists():
             raise RunFileError(
                 f"{self.path} exists already, and nothing is overwritten unasked: choose another name, "
                 "or pass mode='w' to replace it or mode='a' to go on in it."
             )
 
-    def _prepared(self, attributes: dict[str, Any], start: int) -> Any:
+    def _prepared(self, attributes: dict[str, Any], start: int, initial: Iterable[Initial]) -> Any:
         """Return the file, open in SWMR mode and complete under its name.
 
         It is made under another name, so that a reader finds all of it or nothing, and a kill or an error
@@ -217,6 +147,7 @@ class RunWriter:
         Args:
             attributes: facts stored with the run.
             start: the first step that a resumed run does not keep.
+            initial: the weights at the start.
 
         Returns:
             The open `h5py.File`.
@@ -229,10 +160,11 @@ class RunWriter:
         try:
             if self.resumed:
                 shutil.copyfile(self.path, part)
-                self._cut(part, start, attributes)
+                self._cut(part, start, attributes, initial)
             else:
                 with h5py.File(part, "w", libver="latest") as new:
-                    _lay_out(new, self._series, self._spectra, self._k, attributes)
+                    lay_out(new, self._series, self._spectra, self._k, attributes)
+                    lay_out_initial(new, initial)
             file = h5py.File(part, "r+", libver="latest")
             file.swmr_mode = True
             part.replace(self.path)
@@ -246,13 +178,14 @@ class RunWriter:
             part.unlink(missing_ok=True)
         return file
 
-    def _cut(self, part: Path, start: int, attributes: Mapping[str, Any]) -> None:
+    def _cut(self, part: Path, start: int, attributes: Mapping[str, Any], initial: Iterable[Initial]) -> None:
         """Prepare a copy for going on: everything at and after `start` goes, and what was not committed.
 
         Args:
             part: the copy.
             start: the first step that is not kept.
             attributes: of the tracker that will go on.
+            initial: its weights now.
 
         Raises:
             RunFileError: if it is no run file, is damaged, or records something else.
@@ -267,10 +200,54 @@ class RunWriter:
                     raise RunFileError(
                         f"{self.path} is no run file of schema {SCHEMA_VERSION}; choose another name."
                     )
-                _check_same(file, self._series, self._spectra, self._k, attributes, self.path)
+                check_same(file, self._series, self._spectra, self._k, attributes, self.path)
+                self._take_over(file, start, attributes, initial)
                 self._shorten(file, start)
         except (KeyError, RuntimeError, ValueError) as error:
             raise RunFileError(f"{self.path} is damaged: {error}; choose another name.") from error
+
+    def _take_over(
+        self, file: Any, start: int, attributes: Mapping[str, Any], initial: Iterable[Initial]
+    ) -> None:
+        """Store under which settings the record goes on, beside those of the part that stays.
+
+        Args:
+            file: the copy, open.
+            start: the first step that is not kept.
+            attributes: of the tracker that will go on.
+            initial: its weights now.
+
+        Raises:
+            RunFileError: if the weights are asked for that the run began with, and it did not keep them.
+        """
+        stored = json.loads(file["attributes"][:].tobytes())
+        if start <= stored.get("start", 0):
+            stored = dict(attributes)
+            lay_out_initial(file, initial)
+        else:
+            if not same_initial(file, initial):
+                raise RunFileError(
+                    f"{self.path} does not keep the initial weights of these layers, which reference 'init' "
+                    "needs; choose another name, or pass them as a mapping: reference={name: tensor, …}."
+                )
+            earlier = [part for part in stored.get("resumed", []) if part["start"] < start]
+            self.before = {**stored, **earlier[-1]} if earlier else dict(stored)
+            now = {key: attributes[key] for key in _SETTINGS if key in attributes}
+            stored["resumed"] = [*earlier, {**now, "start": start}]
+        text = np.frombuffer(json.dumps(stored).encode(), dtype=np.uint8)
+        file["attributes"].resize(len(text), axis=0)
+        file["attributes"][:] = text
+
+    def initial(self) -> Iterator[Initial]:
+        """Read the weights that the reference ``init`` stands for. Only before anything is written.
+
+        Yields:
+            One layer after the other.
+        """
+        group = self._file.get("initial", {})
+        for index in range(len(group)):
+            kept = group[str(index)]
+            yield Initial(kept.attrs["layer"], kept.attrs["dtype"], kept[:])
 
     def _shorten(self, file: Any, start: int) -> None:
         committed = Committed(*(int(n) for n in file["committed"][:]))
@@ -316,10 +293,15 @@ class RunWriter:
 
         Args:
             step: completed optimizer steps.
-            name: up to 128 bytes; longer ones are cut.
+            name: up to 128 bytes; longer ones are cut, and end in a digest. Not ``step``.
             value: the number.
         """
-        name = clip_utf8(name, NAME_BYTES).decode()
+        if name == "step":
+            if not self._refused:
+                self._refused = True
+                self.event(step, "log", STEP_REFUSED)
+            return
+        name = column_name(name)
         if name not in self._names:
             self._names[name] = len(self._names)
             self._new_names.append(name)
@@ -430,109 +412,3 @@ class RunWriter:
         with contextlib.suppress(Exception):
             self._file.close()
         release(self._lock)
-
-
-def _lay_out(
-    file: Any, series: Sequence[Series], spectra: Sequence[SpectrumKey], k: int, attributes: dict[str, Any]
-) -> None:
-    """Create every dataset of the schema, empty."""
-    file.attrs["format"] = FORMAT
-    file.attrs["schema_version"] = SCHEMA_VERSION
-
-    def dataset(name: str, data: npt.NDArray[Any], what: str, chunk: int | None = None) -> Any:
-        row = int(np.prod(data.shape[1:])) * data.dtype.itemsize
-        rows = chunk or chunk_rows(row)
-        made = file.create_dataset(
-            name,
-            data=data,
-            maxshape=(None, *(n or None for n in data.shape[1:])),
-            chunks=(rows, *(max(1, n) for n in data.shape[1:])),
-        )
-        made.attrs["description"] = what
-        return made
-
-    text = np.frombuffer(json.dumps(attributes).encode(), dtype=np.uint8)
-    dataset("attributes", text, "UTF-8 JSON: the model, the optimizer, the settings", max(1, len(text)))
-    count = len(series)
-    step = dataset("scalars/step", np.empty(0, np.int64), "completed optimizer steps")
-    step.make_scale("step")
-    column = dataset("scalars/series", np.arange(count, dtype=np.int32), "one number followed over the steps")
-    column.make_scale("series")
-    for field in Series._fields:
-        made = dataset(
-            f"scalars/{field}", strings([getattr(s, field) for s in series]), f"{field} of a series"
-        )
-        made.dims[0].attach_scale(column)
-    for name, dtype, what in (
-        ("value", np.float64, "the number; NaN where undefined, see status"),
-        (
-            "tolerance",
-            np.float64,
-            "the threshold in force, in the unit of the weights; NaN where there is none",
-        ),
-        ("status", np.uint8, "how the value is to be read: index into the attribute words"),
-    ):
-        made = dataset(f"scalars/{name}", np.empty((0, count), dtype), what)
-        made.dims[0].attach_scale(step)
-        made.dims[1].attach_scale(column)
-    file["scalars/status"].attrs["words"] = list(STATUSES)
-    if spectra:
-        _lay_out_spectra(file, dataset, spectra, k, step)
-    dataset("logged/step", np.empty(0, np.int64), "completed optimizer steps")
-    dataset("logged/name", np.empty(0, np.int32), "row of names")
-    dataset("logged/value", np.empty(0, np.float64), "the user's own scalar")
-    dataset(
-        "logged/names", np.empty(0, h5py.string_dtype("utf-8", NAME_BYTES)), "names of the user's scalars", 64
-    )
-    dataset("events", np.empty(0, EVENT), "what went wrong or deserves to be known", 64)
-    dataset("overhead/part", strings(list(OVERHEAD_PARTS)), "where the time went")
-    dataset("overhead/seconds", np.zeros(len(OVERHEAD_PARTS)), "seconds spent inside the training loop")
-    dataset("overhead/elapsed", np.zeros(1), "seconds since the tracker was attached")
-    what = "complete steps, logged scalars, their names, events; bytes of the file by then"
-    dataset("committed", np.zeros(5, np.int64), what, 5)
-
-
-def _lay_out_spectra(file: Any, dataset: Any, spectra: Sequence[SpectrumKey], k: int, step: Any) -> None:
-    row = dataset(
-        "spectra/spectrum", np.arange(len(spectra), dtype=np.int32), "one spectrum followed over the steps"
-    )
-    row.make_scale("spectrum")
-    index = dataset("spectra/index", np.arange(k, dtype=np.int32), "0 for the largest singular value")
-    index.make_scale("index")
-    for field in SpectrumKey._fields:
-        words = strings([getattr(s, field) for s in spectra])
-        dataset(f"spectra/{field}", words, f"{field} of a spectrum").dims[0].attach_scale(row)
-    value = dataset(
-        "spectra/value",
-        np.empty((0, len(spectra), k)),
-        "singular values, descending, in the unit of the weights",
-    )
-    for axis, scale in enumerate((step, row, index)):
-        value.dims[axis].attach_scale(scale)
-
-
-def _check_same(
-    file: Any,
-    series: Sequence[Series],
-    spectra: Sequence[SpectrumKey],
-    k: int,
-    attributes: Mapping[str, Any],
-    path: Path,
-) -> None:
-    def rows(group: str, fields: Sequence[str]) -> list[tuple[str, ...]]:
-        return list(zip(*(file[f"{group}/{field}"].asstr()[:] for field in fields), strict=True))
-
-    same = rows("scalars", Series._fields) == [tuple(s) for s in series]
-    if "spectra" in file:
-        same = same and rows("spectra", SpectrumKey._fields) == [tuple(s) for s in spectra]
-        same = same and file["spectra/value"].shape[2] == k
-    else:
-        same = same and not spectra
-    # A number means something else in another view, though its columns have the same names.
-    stored = json.loads(file["attributes"][:].tobytes())
-    same = same and stored.get("view") == attributes.get("view")
-    if not same:
-        raise RunFileError(
-            f"{path} records other layers, metrics, references, tolerances or another view than this tracker "
-            "would; attach with the settings it was made with, or choose another name."
-        )
