@@ -19,7 +19,6 @@ import math
 from collections.abc import Hashable
 
 import torch
-from scipy.linalg import get_blas_funcs, get_lapack_funcs
 from torch import Tensor
 
 from zanalysis.analyzers.lanczos import (
@@ -60,18 +59,9 @@ def at_most(A: Tensor, bound: float) -> bool:
         (True, False)
     """
     short = A if A.shape[-2] <= A.shape[-1] else A.mT
-    if A.device.type != "cpu":
-        shifted = -(short @ short.mT)
-        shifted.diagonal().add_(bound**2)
-        return int(torch.linalg.cholesky_ex(shifted).info) == 0
-    array = short.numpy()
-    (syrk,) = get_blas_funcs(("syrk",), (array,))
-    (potrf,) = get_lapack_funcs(("potrf",), (array,))
-    # Whichever of the two has Fortran's order is not copied.
-    by_columns = array.flags.f_contiguous
-    shifted = syrk(-1.0, array, lower=1) if by_columns else syrk(-1.0, array.T, trans=1, lower=1)
-    shifted.T.flat[:: shifted.shape[0] + 1] += bound**2
-    return int(potrf(shifted, lower=1, clean=0, overwrite_a=1)[1]) == 0
+    shifted = short @ short.mT
+    shifted.neg_().diagonal().add_(bound**2)
+    return int(torch.linalg.cholesky_ex(shifted).info) == 0
 
 
 def loose_top(work: Tensor, start: Tensor | None) -> Top | None:

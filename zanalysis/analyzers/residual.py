@@ -21,6 +21,7 @@ from zanalysis.analyzers.matrices import (
     Reference,
     View,
     checked_parameter,
+    computable,
     identity_like,
     identity_scale_of,
     learned_of,
@@ -88,29 +89,31 @@ class Residual:
             InputError: if W is no floating tensor with two dimensions, or the reference does not fit.
         """
         parameter = checked_parameter(W)
+        stored, parameter = parameter.dtype, computable(parameter)
         kept = matricize(parameter, view)
-        eps = torch.finfo(parameter.dtype).eps
+        eps = torch.finfo(stored).eps
         if reference is None:
-            return cls(kept, None, None, eps, parameter.dtype, None, warm, frozenset(wants))
-        if isinstance(reference, Tensor):
-            if reference.shape != parameter.shape:
+            return cls(kept, None, None, eps, stored, None, warm, frozenset(wants))
+        if not isinstance(reference, str):
+            initial_weight = checked_parameter(reference)
+            if initial_weight.shape != parameter.shape:
                 raise InputError(
-                    f"the reference has shape {list(reference.shape)}, the weight "
+                    f"the reference has shape {list(initial_weight.shape)}, the weight "
                     f"{list(parameter.shape)}; pass a tensor of the weight's own shape."
                 )
-            eps = max(eps, torch.finfo(checked_parameter(reference).dtype).eps)
-            start = matricize(reference.detach().to(parameter.device), view)
+            eps = max(eps, torch.finfo(initial_weight.dtype).eps)
+            start = matricize(computable(initial_weight).to(parameter.device), view)
             return cls(
                 kept,
                 lambda: kept.double() - start.double(),
                 start.double,
                 eps,
-                parameter.dtype,
+                stored,
                 None,
                 warm,
                 frozenset(wants),
             )
-        if not (isinstance(reference, str) and reference == "identity"):
+        if reference != "identity":
             raise InputError(
                 f"unknown reference {reference!r}: expected None, 'identity' or a tensor of the "
                 "weight's shape ('init' is known only to a tracker or a series of checkpoints)."
@@ -134,7 +137,7 @@ class Residual:
             return matricize(subtract_identity(parameter, used), view)
 
         wanted = frozenset(wants)
-        return cls(kept, differ, initial, eps, parameter.dtype, scale, warm, wanted, learned=learned)
+        return cls(kept, differ, initial, eps, stored, scale, warm, wanted, learned=learned)
 
     @cached_property
     def matrices(self) -> Tensor:
