@@ -111,3 +111,62 @@ def test_unknown_normalization_and_whole_modules_are_refused():
         init.hadamard_(torch.empty(4, 2), "unit")
     with pytest.raises(NotBuiltYetError, match="zero_"):
         init.zero_(nn.Linear(2, 2))
+
+
+FILLS = {
+    "hadamard_": init.hadamard_,
+    "partial_identity_": init.partial_identity_,
+    "zero_": init.zero_,
+    "perturbed_identity_": lambda tensor: init.perturbed_identity_(tensor, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", FILLS)
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (torch.ones(4, 2, dtype=torch.int64), "dtype torch.int64, expected a floating dtype"),
+        (torch.ones(4, 2, dtype=torch.bool), "dtype torch.bool, expected a floating dtype"),
+        (torch.ones(4, 2, dtype=torch.complex64), "dtype torch.complex64, expected a floating dtype"),
+        (torch.ones(1, 1).expand(3, 3), r"expanded tensor of shape \[3, 3\].*share memory"),
+        (torch.ones(4, 1).expand(4, 2), "call .clone\\(\\) first"),
+        ([[1.0]], "got list, expected a tensor to fill in place"),
+    ],
+    ids=["integers", "truth values", "complex", "expanded", "expanded columns", "lists"],
+)
+def test_what_cannot_hold_the_result_is_refused_and_left_alone(name, tensor, says):
+    before = tensor.clone() if isinstance(tensor, torch.Tensor) else list(tensor)
+    with pytest.raises(InputError, match=says):
+        FILLS[name](tensor)
+    assert bool((torch.as_tensor(tensor) == torch.as_tensor(before)).all())
+
+
+@pytest.mark.parametrize("name", FILLS)
+def test_on_the_meta_device_nothing_is_filled(name):
+    tensor = torch.empty(1 << 15, 4, device="meta")
+    assert FILLS[name](tensor) is tensor
+    assert tensor.is_meta
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (2, 1), (1, 2), (5, 8), (8, 5), (33, 3), (3, 33), (64, 64), (100, 65)]
+)
+def test_only_the_part_of_hadamards_matrix_that_is_needed_is_the_same(shape):
+    m = max(0, max(shape) - 1).bit_length()
+    whole = init.hadamard(m, dtype=torch.float64)[: shape[0], : shape[1]] * math.sqrt(2.0**-m)
+    assert torch.equal(init.hadamard_(torch.empty(shape, dtype=torch.float64)), whole)
+
+
+def test_a_tall_hadamard_is_built_without_the_square_one():
+    weight = init.hadamard_(torch.empty(1 << 17, 2))  # the square one would take 128 GiB
+    assert torch.equal(weight[:, 0], torch.full((1 << 17,), 2**-8.5))
+    assert torch.equal(weight[:4, 1].sign(), torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    assert init.hadamard_(torch.empty(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("value", ["a", None, math.nan, math.inf, True, [1.0, 2.0]])
+def test_numbers_that_are_none_are_refused(value):
+    with pytest.raises(InputError, match=r"got std = .*expected a finite number"):
+        init.perturbed_identity_(torch.empty(2, 2), value)
+    with pytest.raises(InputError, match=r"got gain = .*expected a finite number"):
+        init.partial_identity_(torch.empty(2, 2), value)

@@ -421,3 +421,83 @@ def test_splitting_off_the_identity_changes_no_number(trial):
     assert spectrum.frobenius_norm(W, reference="identity").item() == pytest.approx(
         D.norm().item(), rel=1e-12
     )
+
+
+@pytest.mark.parametrize("reference", [None, "identity", "tensor"])
+def test_eight_bit_floats_are_taken_as_what_they_stand_for(reference):
+    exact = (4 * draw(12, 9)).round() / 4
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        W = exact.to(dtype)
+        other = torch.zeros(12, 9) if reference == "tensor" else reference
+        for name in SCALARS:
+            tolerance = {"tolerance": 0.5} if name in ("rank", "rank_margin") else {}
+            got = getattr(spectrum, name)(W, reference=other, **tolerance)
+            if name != "condition_number":
+                assert float(got) == float(getattr(spectrum, name)(W.double(), reference=other, **tolerance))
+        assert float(spectrum.identity_scale(W)) == 1
+        tau = spectrum.threshold(Residual.of(W))
+        assert float(tau) == pytest.approx(rounding_tau(W.double(), torch.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a[::-1],
+        lambda a: a[:, ::-2],
+        lambda a: a.astype(">f4"),
+        lambda a: a[::-1].astype(">f8"),
+        lambda a: np.broadcast_to(a, (2, *a.shape)),
+        lambda a: a.tolist(),
+    ],
+    ids=["reversed", "backwards columns", "big-endian", "both", "read-only", "lists"],
+)
+def test_arrays_of_any_layout_work(change):
+    a = np.arange(12, dtype=np.float32).reshape(4, 3) + 0.5
+    given = change(a)
+    expected = spectrum.frobenius_norm(np.array(given, dtype=np.float64))
+    assert torch.allclose(spectrum.frobenius_norm(given), expected, rtol=1e-12)
+
+
+def test_a_reference_may_be_an_array():
+    W = np.eye(3) + np.diag([1.0, 0.0, 0.0])
+    assert spectrum.rank(W, reference=np.eye(3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("abc", "got str .* expected a tensor, an array or nested lists"),
+        (None, "got NoneType .* expected a tensor"),
+        ([[1.0, 2.0], [3.0]], "all rows of one length"),
+        (np.array([["a", "b"]]), "got ndarray .* expected a tensor"),
+        (torch.eye(3).to_sparse(), "layout torch.sparse_coo, expected a dense one"),
+        (torch.empty(3, 3, device="meta"), "meta device, which has a shape but no numbers"),
+        (torch.eye(3, dtype=torch.complex64), "got dtype torch.complex64, expected a real"),
+        (torch.eye(3, dtype=torch.int8), "got dtype torch.int8, expected a real"),
+        ([[1, 2], [3, 4]], "got dtype torch.int64, expected a real"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+@pytest.mark.parametrize("name", ["rank", "stable_rank", "status", "identity_scale", "reference"])
+def test_what_is_no_matrix_is_refused_with_a_sentence(name, given, says):
+    if name == "reference" and (given is None or isinstance(given, str)):
+        pytest.skip("means something else")
+    call = getattr(spectrum, name, lambda value: spectrum.rank(torch.eye(3), reference=value))
+    with pytest.raises(InputError, match=says):
+        call(given)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
+def test_quantized_weights_are_refused_with_a_sentence():
+    W = torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)
+    with pytest.raises(InputError, match="dequantize or convert"):
+        spectrum.rank(W)
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200, 1e300, 1e-300])
+def test_the_rounding_rule_neither_overflows_nor_vanishes(scale):
+    W = draw(6, 4).double() * scale
+    assert spectrum.rank(W, tolerance="rounding") == 4
+    tau = float(spectrum.threshold(Residual.of(W), "rounding")) / scale
+    assert tau == pytest.approx(rounding_tau(draw(6, 4), EPS[torch.float64]), rel=1e-12)
+    assert spectrum.rank(torch.stack((W, W / scale, 0 * W)), tolerance="rounding").tolist() == [4, 4, 0]

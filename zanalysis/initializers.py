@@ -3,12 +3,16 @@
 The deterministic ones touch no random number generator and give the same bits on every machine:
 their entries are 0, 1 and ±c, with c rounded once, from its float64 value, to the tensor's dtype.
 
+A tensor that cannot hold the result is refused: an integer one, an expanded one whose entries share
+memory, a vector, a kernel without a centre tap. On the meta device nothing is filled, as in
+`torch.nn.init`, so that a model can be built there first.
+
 Source: Zhao, Schäfer & Anandkumar, "ZerO Initialization: Initializing Neural Networks with only
 Zeros and Ones", TMLR 2022 (arXiv 2110.12661).
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -57,8 +61,37 @@ def hadamard(m: int, *, dtype: torch.dtype | None = None, device: torch.device |
     return matrix
 
 
+def _signs(rows: int, columns: int, device: torch.device) -> Tensor:
+    # The leading entries of Sylvester's matrix, (−1)^popcount(i & j): +1 or −1, float64. The matrix is the
+    # Kronecker product of those of the low and of the high bits, of which only what is needed is built.
+    size = max(rows, columns)
+    if size == 1:
+        return torch.ones(rows, columns, dtype=torch.float64, device=device)
+    half = 1 << ((size - 1).bit_length() - 1)
+    upper = _signs(min(rows, half), min(columns, half), device)
+    right = torch.cat((upper, upper[:, : columns - half]), 1) if columns > half else upper
+    if rows <= half:
+        return right
+    lower = upper[: rows - half]
+    if columns > half:
+        lower = torch.cat((lower, -lower[:, : columns - half]), 1)
+    return torch.cat((right, lower), 0)
+
+
 def _taps(tensor: Tensor) -> Tensor:
     # The writable matrix that an initialization fills: the centre tap of a kernel.
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"got {type(tensor).__name__}, expected a tensor to fill in place.")
+    if not tensor.dtype.is_floating_point:
+        raise InputError(
+            f"got dtype {tensor.dtype}, expected a floating dtype: the entries are fractions, which it would "
+            "cut to whole numbers or give another meaning."
+        )
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise InputError(
+            f"got an expanded tensor of shape {list(tensor.shape)}, whose entries share memory and cannot "
+            "differ; call .clone() first."
+        )
     if tensor.ndim < 2:
         raise InputError(
             f"got a tensor of shape {list(tensor.shape)}, expected a matrix [P, Q] or a kernel "
@@ -75,6 +108,16 @@ def _taps(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _number(value: Any, name: str) -> float:
+    try:
+        number = math.nan if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"got {name} = {value!r}, expected a finite number.")
+    return number
+
+
 @torch.no_grad()
 def partial_identity_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     """Fill with the partial identity I* (ZerO, Definition 1), on the centre tap of a kernel.
@@ -86,11 +129,15 @@ def partial_identity_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     Returns:
         The tensor.
 
+    Raises:
+        InputError: if the gain is no finite number, or the tensor cannot be filled.
+
     Example:
         >>> partial_identity_(torch.empty(2, 3))
         tensor([[1., 0., 0.],
                 [0., 1., 0.]])
     """
+    gain = _number(gain, "gain")
     centre = _taps(tensor)
     tensor.zero_()
     centre.diagonal().fill_(gain)
@@ -131,7 +178,8 @@ def hadamard_(tensor: Tensor, normalization: Normalization = "orthonormal") -> T
     exponent = m if normalization == "orthonormal" else m - 1
     scale = math.sqrt(2.0**-exponent)
     tensor.zero_()
-    centre.copy_(hadamard(m, dtype=torch.float64, device=tensor.device)[:rows, :columns] * scale)
+    if tensor.numel() and not tensor.is_meta:
+        centre.copy_(_signs(rows, columns, tensor.device) * scale)
     return tensor
 
 
@@ -177,9 +225,10 @@ def perturbed_identity_(tensor: Tensor, std: float, generator: Generator | None 
         The tensor.
 
     Raises:
-        InputError: if std is not a positive number.
+        InputError: if std is not a positive number, or the tensor cannot be filled.
     """
-    if not std > 0 or not math.isfinite(std):
+    std = _number(std, "std")
+    if std <= 0:
         raise InputError(f"got std = {std!r}, expected a positive number.")
     centre = _taps(tensor)
     tensor.normal_(0.0, std, generator=generator)

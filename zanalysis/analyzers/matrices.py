@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ __all__ = [
     "ReferenceTable",
     "View",
     "checked_parameter",
+    "computable",
     "identity_like",
     "identity_scale_of",
     "learned_of",
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 View = Literal["out", "in", "taps"] | Callable[[Tensor], Tensor]
-Reference = Literal["identity"] | Tensor | None
+Reference = Literal["identity"] | Tensor | np.ndarray[Any, Any] | None
 
 ReferenceTable = Mapping[str, Reference]
 """References by the name under which their results are stored."""
@@ -55,9 +57,18 @@ def checked_parameter(W: Any) -> Tensor:
         The tensor, detached, sharing memory with W where it can.
 
     Raises:
-        InputError: if W has fewer than two dimensions or is not of a real floating dtype.
+        InputError: if W is no tensor, has fewer than two dimensions, is not of a real floating dtype, not
+            dense, or on the meta device.
     """
-    tensor = torch.as_tensor(W).detach()
+    tensor = _as_tensor(W).detach()
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise InputError(
+            f"got a tensor of layout {tensor.layout}, expected a dense one; call .to_dense() first, where it fits."
+        )
+    if tensor.device.type == "meta":
+        raise InputError(
+            "got a tensor on the meta device, which has a shape but no numbers; load them first."
+        )
     if tensor.ndim < 2:
         raise InputError(
             f"got a tensor of shape {list(tensor.shape)}, expected a matrix [m, n], a batch "
@@ -69,6 +80,44 @@ def checked_parameter(W: Any) -> Tensor:
             "dequantize or convert the tensor first."
         )
     return tensor
+
+
+def _as_tensor(W: Any) -> Tensor:
+    if isinstance(W, Tensor):
+        return W
+    if isinstance(W, np.ndarray):
+        # torch takes neither foreign byte orders nor negative strides, and warns of what is read-only.
+        native = W.astype(W.dtype.newbyteorder("="), copy=not W.flags.writeable)
+        W = native.copy() if min(native.strides, default=0) < 0 else native
+    try:
+        return torch.as_tensor(W)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"got {type(W).__name__} ({str(error).splitlines()[0]}), expected a tensor, an array or nested "
+            "lists of numbers, all rows of one length."
+        ) from error
+
+
+def computable(tensor: Tensor) -> Tensor:
+    """Return a tensor in a dtype that torch can compute with.
+
+    Args:
+        tensor: as `checked_parameter` returns it.
+
+    Returns:
+        float32 for the 8-bit dtypes, which it holds exactly; else the tensor itself.
+
+    Raises:
+        InputError: if torch cannot convert the dtype.
+    """
+    if tensor.dtype.itemsize > 1:
+        return tensor
+    try:
+        return tensor.float()
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"torch cannot convert {tensor.dtype} to float32; unpack the tensor first."
+        ) from error
 
 
 def matricize(W: Tensor, view: View = "out") -> Tensor:

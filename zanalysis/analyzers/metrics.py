@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zanalysis.analyzers import spectrum
 from zanalysis.analyzers.lanczos import WarmStart
-from zanalysis.analyzers.matrices import Reference, View, checked_parameter, identity_scale_of
+from zanalysis.analyzers.matrices import Reference, View, checked_parameter, computable, identity_scale_of
 from zanalysis.analyzers.residual import Residual
 from zanalysis.analyzers.statuses import CODES
 from zanalysis.analyzers.symmetry import distinct_rows
@@ -201,7 +201,7 @@ class Plan:
         for key in self.keys:
             try:
                 if key.metric == "identity_scale":
-                    measured[key] = _scale(W)
+                    measured[key] = _scale(computable(W))
                 else:
                     measured[key] = _measure(
                         residual(key.reference), by_name[key.metric], rules.get(key.tolerance_rule, "default")

@@ -6,7 +6,7 @@ from Lanczos and the rank from `inertia`.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,25 +15,23 @@ import torch
 from torch import Tensor
 
 from zanalysis.analyzers.inertia import count_by_inertia, count_by_range, gram_decides
-from zanalysis.analyzers.lanczos import LOOSE, WarmStart, spectral_norm_of_matrix, top_singular
+from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import (
     Learned,
     Reference,
     View,
     checked_parameter,
+    computable,
     identity_like,
     identity_scale_of,
     learned_of,
     matricize,
     subtract_identity,
 )
+from zanalysis.analyzers.norms import SMALL, loose_top, norm_of, working
 from zanalysis.errors import InputError
 
 __all__ = ["Residual"]
-
-SMALL = 128
-"""Up to this many rows or columns LAPACK's SVD, which comes in batches, is as fast as anything."""
-
 
 NEED_SPECTRUM = frozenset({"effective_rank", "nuclear_norm", "condition_number", "singular_values"})
 
@@ -91,29 +89,31 @@ class Residual:
             InputError: if W is no floating tensor with two dimensions, or the reference does not fit.
         """
         parameter = checked_parameter(W)
+        stored, parameter = parameter.dtype, computable(parameter)
         kept = matricize(parameter, view)
-        eps = torch.finfo(parameter.dtype).eps
+        eps = torch.finfo(stored).eps
         if reference is None:
-            return cls(kept, None, None, eps, parameter.dtype, None, warm, frozenset(wants))
-        if isinstance(reference, Tensor):
-            if reference.shape != parameter.shape:
+            return cls(kept, None, None, eps, stored, None, warm, frozenset(wants))
+        if not isinstance(reference, str):
+            initial_weight = checked_parameter(reference)
+            if initial_weight.shape != parameter.shape:
                 raise InputError(
-                    f"the reference has shape {list(reference.shape)}, the weight "
+                    f"the reference has shape {list(initial_weight.shape)}, the weight "
                     f"{list(parameter.shape)}; pass a tensor of the weight's own shape."
                 )
-            eps = max(eps, torch.finfo(checked_parameter(reference).dtype).eps)
-            start = matricize(reference.detach().to(parameter.device), view)
+            eps = max(eps, torch.finfo(initial_weight.dtype).eps)
+            start = matricize(computable(initial_weight).to(parameter.device), view)
             return cls(
                 kept,
                 lambda: kept.double() - start.double(),
                 start.double,
                 eps,
-                parameter.dtype,
+                stored,
                 None,
                 warm,
                 frozenset(wants),
             )
-        if not (isinstance(reference, str) and reference == "identity"):
+        if reference != "identity":
             raise InputError(
                 f"unknown reference {reference!r}: expected None, 'identity' or a tensor of the "
                 "weight's shape ('init' is known only to a tracker or a series of checkpoints)."
@@ -137,7 +137,7 @@ class Residual:
             return matricize(subtract_identity(parameter, used), view)
 
         wanted = frozenset(wants)
-        return cls(kept, differ, initial, eps, parameter.dtype, scale, warm, wanted, learned=learned)
+        return cls(kept, differ, initial, eps, stored, scale, warm, wanted, learned=learned)
 
     @cached_property
     def matrices(self) -> Tensor:
@@ -290,7 +290,7 @@ class Residual:
 
         def norm(index: int) -> float:
             # What is left of a partial identity is often a small block.
-            return _norm(self.compact(index), self.coarse, self.warm, ("residual", index))
+            return norm_of(self.compact(index), self.coarse, self.warm, ("residual", index))
 
         return self.each(norm)
 
@@ -305,7 +305,7 @@ class Residual:
         if self.differ is None and self.has_spectrum:
             return self.largest
         if self.learned is not None and self.identity_scale is not None:
-            around = _norm(self.learned.weight, self.coarse, self.warm, ("weight", 0))
+            around = norm_of(self.learned.weight, self.coarse, self.warm, ("weight", 0))
             return self.identity_scale.abs().clamp(min=around)
         weight = self._norms(self.weight, "weight")
         if self.differ is None:
@@ -321,7 +321,7 @@ class Residual:
             return torch.where(self.defined, torch.linalg.svdvals(clean)[..., 0], torch.nan)
         flat = matrices.reshape(-1, *self.shape)
         values = [
-            _norm(flat[index], self.coarse, self.warm, (name, index)) if defined else math.nan
+            norm_of(flat[index], self.coarse, self.warm, (name, index)) if defined else math.nan
             for index, defined in enumerate(self.defined.reshape(-1).tolist())
         ]
         return torch.tensor(values, dtype=torch.float64, device=self.device).reshape(self.batch_shape)
@@ -338,10 +338,10 @@ class Residual:
         units = self.unit.reshape(-1)
 
         def ratio(index: int) -> float:
-            work, _ = _working(source[index], float(units[index]), self.coarse)
+            work, _ = working(source[index], float(units[index]), self.coarse)
             length = torch.empty(min(rows, columns), dtype=work.dtype, device=work.device)
             start = self.warm.start(("residual", index), length) if self.warm else None
-            top = top_singular(work, LOOSE, start)
+            top = loose_top(work, start)
             if top is None:
                 return float(self.frobenius.reshape(-1)[index] / self.largest.reshape(-1)[index]) ** 2
             if self.warm:
@@ -429,26 +429,3 @@ class Residual:
         if margin and min(A.shape) < min(self.shape):
             distance = min(distance, tau)  # the zeros that were dropped
         return float(found.rank), distance
-
-
-def _working(matrix: Tensor, unit: float, coarse: bool) -> tuple[Tensor, float]:
-    """Return a matrix fit to be squared, in float32 where that is as fine as its entries, and its factor."""
-    # A power of two: scaling by it rounds nothing.
-    factor = 1.0 if 1e-6 < unit < 1e6 else 2.0 ** -math.frexp(unit)[1]
-    if factor != 1.0:
-        # In two steps: 2⁻¹⁰⁷⁴ has no reciprocal.
-        half = 2.0 ** (math.frexp(factor)[1] // 2)
-        matrix = matrix.double() * half * (factor / half)
-    return (matrix.float() if coarse else matrix.double()), factor
-
-
-def _norm(matrix: Tensor, coarse: bool, warm: WarmStart | None, key: Hashable) -> float:
-    """Return σ₁ of one float64 matrix that is finite."""
-    unit = float(matrix.abs().amax())
-    if unit == 0:
-        return 0.0
-    norm = None
-    if min(matrix.shape) > SMALL:
-        work, _ = _working(matrix, unit, coarse)
-        norm = spectral_norm_of_matrix(matrix, work, warm, key)
-    return float(torch.linalg.svdvals(matrix)[0]) if norm is None else norm

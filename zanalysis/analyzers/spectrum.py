@@ -8,15 +8,15 @@ Where a reference is given, everything is of the residual `W − W_ref`.
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from zanalysis.analyzers.matrices import Reference, View, checked_parameter, identity_scale_of
+from zanalysis.analyzers.matrices import Reference, View, checked_parameter, computable, identity_scale_of
 from zanalysis.analyzers.residual import Residual
 from zanalysis.analyzers.statuses import CODES, STATUSES
-from zanalysis.errors import InputError, did_you_mean
+from zanalysis.analyzers.tolerances import Tolerance, checked_tolerance, threshold
 
 __all__ = [
     "Support",
@@ -38,10 +38,6 @@ __all__ = [
     "threshold",
 ]
 
-Tolerance = Literal["default", "numpy", "rounding"] | float
-
-RULES = ("default", "numpy", "rounding")
-
 
 class Support(NamedTuple):
     """How many rows and columns are not exactly zero: an upper bound of the rank without tolerance.
@@ -53,84 +49,6 @@ class Support(NamedTuple):
 
     rows: Tensor
     columns: Tensor
-
-
-def checked_tolerance(tolerance: Any) -> Tolerance:
-    """Return the tolerance if it is a rule's name or an absolute number.
-
-    Args:
-        tolerance: ``"default"``, ``"numpy"``, ``"rounding"`` or a finite number, zero or more.
-
-    Returns:
-        The rule, or the number as a float.
-
-    Raises:
-        InputError: if it is neither.
-    """
-    if isinstance(tolerance, str):
-        if tolerance not in RULES:
-            raise InputError(
-                f"unknown tolerance {tolerance!r}; {did_you_mean(tolerance, RULES)} "
-                "Or pass a number, which is absolute."
-            )
-        return tolerance  # type: ignore[return-value]
-    try:
-        value = float(tolerance)
-    except (TypeError, ValueError):
-        value = math.nan
-    if isinstance(tolerance, bool) or not math.isfinite(value) or value < 0:
-        raise InputError(f"got tolerance {tolerance!r}, expected {', '.join(RULES)} or a finite number ≥ 0.")
-    return value
-
-
-def _numpy_threshold(residual: Residual) -> Tensor:
-    scale: Tensor = residual.scale
-    return scale * (max(residual.shape) * residual.eps)
-
-
-def _rounding_threshold(residual: Residual) -> Tensor:
-    def reach(matrices: Tensor) -> Tensor:
-        if 0 in matrices.shape:
-            return torch.full(matrices.shape[:-2], torch.nan, dtype=torch.float64, device=matrices.device)
-        rows: Tensor = torch.linalg.vector_norm(matrices, dim=-1).amax(-1)
-        columns: Tensor = torch.linalg.vector_norm(matrices, dim=-2).amax(-1)
-        return rows + columns
-
-    unit: float = residual.eps / 2 / math.sqrt(3)
-    norms: Tensor = reach(residual.weight)
-    if residual.reference is not None:
-        norms = torch.maximum(norms, reach(residual.reference))
-    return norms * (2 * unit)
-
-
-def threshold(residual: Residual, tolerance: Tolerance = "default") -> Tensor:
-    """Return τ, above which a singular value counts.
-
-    - ``"numpy"``: `max(m, n) · eps · σ₁`, numpy's `matrix_rank`, with the eps of the dtype the weights
-      were stored in, and σ₁ the larger of the weight's and the reference's.
-    - ``"rounding"``: `2 · (u/√3) · (max row norm + max column norm)`, `u = eps/2`: twice the norm that
-      independent rounding errors, uniform within ±u|w|, are expected to have (Bandeira & van Handel,
-      Ann. Probab. 44 (2016), on random matrices with a variance profile).
-    - ``"default"``: numpy's for float32 and float64, rounding for the 16-bit types, where numpy's
-      exceeds σ₁ itself from 128 rows (bfloat16) or 1,024 (float16) on.
-    - a number: absolute.
-
-    Args:
-        residual: the matrices.
-        tolerance: one of the rules above.
-
-    Returns:
-        τ, float64 of the batch shape, NaN where the residual is undefined.
-    """
-    if not isinstance(tolerance, str):
-        value = residual.full(tolerance)
-    elif residual.empty:
-        value = residual.full(math.nan)
-    elif tolerance == "rounding" or (tolerance == "default" and residual.stored.itemsize < 4):
-        value = _rounding_threshold(residual)
-    else:
-        value = _numpy_threshold(residual)
-    return torch.where(residual.defined, value, torch.nan)
 
 
 def status_codes(residual: Residual, tau: Tensor | None = None) -> Tensor:
@@ -516,7 +434,7 @@ def identity_scale(W: Any) -> Tensor:
         >>> identity_scale(torch.tensor([[5.0, 1.0, 0.0], [2.0, 7.0, 0.0], [0.0, 0.0, 0.5]]))
         tensor(0.5000, dtype=torch.float64)
     """
-    return identity_scale_of(checked_parameter(W))
+    return identity_scale_of(computable(checked_parameter(W)))
 
 
 def status(

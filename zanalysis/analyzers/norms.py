@@ -1,0 +1,180 @@
+"""σ₁ of one matrix, by Lanczos and a check that Lanczos cannot give itself.
+
+Lanczos from one start shows that *some* singular value lies where it ends (see `lanczos`). Where σ₂ is
+within a few 1e-4 of σ₁ and the start has little of the first vector, that is σ₂: seen on one in a
+hundred matrices built to have such twins. So the top is checked afterwards, each way at its price:
+
+- *A proof*: `c² I − A Aᵀ` is positive definite, and so its Cholesky factorization exists, exactly where
+  σ₁ is below c. Up to `PROVED_LOOSE` rows or columns in float32 for the stable rank (c² a margin of 5e-5
+  above θ², of which float32 rounds away 5e-6 at most), up to `PROVED_TIGHT` in float64 for σ₁ itself.
+  What is not proved is left to a whole decomposition. Here nothing remains to chance.
+- *A second start*, random and independent, for σ₁ of larger matrices: to be wrong, both must have missed.
+- *Going further*, for the stable rank of larger matrices: what a start of relative weight w in the first
+  vector can miss has to satisfy `w · (σ₁² − σ₂²) < 1e-6 · σ₁²`, where a miss of more than 1e-4 needs
+  w < 1e-2 after all steps: a probability of at most 1e-2 for twins just so far apart, of some 1e-5 for a
+  Gaussian matrix, whose first two are seldom so close.
+"""
+
+import math
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+from zanalysis.analyzers.lanczos import (
+    LOOSE,
+    TIGHT,
+    UNPROVED,
+    Top,
+    WarmStart,
+    as_array,
+    norm_of_vector,
+    top_singular,
+)
+
+__all__ = ["PROVED_LOOSE", "PROVED_TIGHT", "SMALL", "at_most", "loose_top", "norm_of", "working"]
+
+SMALL = 128
+"""Up to this many rows or columns LAPACK's SVD, which comes in batches, is as fast as anything."""
+
+PROVED_LOOSE = 1024
+PROVED_TIGHT = 512
+
+NOTICEABLE = 1e-9
+"""By how much a second start must exceed the first to have found something else."""
+
+
+def at_most(A: Tensor, bound: float) -> bool:
+    """Prove that no singular value exceeds a bound, in the precision A comes in.
+
+    Args:
+        A: `[m, n]`, float32 or float64, finite, with entries near 1 enough to be squared.
+        bound: the bound; nothing is proved where it is within rounding of σ₁.
+
+    Returns:
+        Whether it is proved.
+
+    Example:
+        >>> at_most(torch.diag(torch.tensor([1.0, 3.0])), 3.001), at_most(torch.eye(2), 0.999)
+        (True, False)
+    """
+    short = A if A.shape[-2] <= A.shape[-1] else A.mT
+    shifted = short @ short.mT
+    shifted.neg_().diagonal().add_(bound**2)
+    return int(torch.linalg.cholesky_ex(shifted).info) == 0
+
+
+def loose_top(work: Tensor, start: Tensor | None) -> Top | None:
+    """Find σ₁² to the 1e-4 that a stable rank promises.
+
+    Args:
+        work: `[m, n]`, as `working` returns it.
+        start: where to start from; random where None.
+
+    Returns:
+        What was found; None where it did not converge or was disproved.
+    """
+    provable = min(work.shape) <= PROVED_LOOSE
+    top = top_singular(work, LOOSE if provable else UNPROVED, start)
+    if top is None or not provable or at_most(work, top.value * math.sqrt(1 + LOOSE)):
+        return top
+    return None
+
+
+def norm_of(matrix: Tensor, coarse: bool, warm: WarmStart | None, key: Hashable) -> float:
+    """Return σ₁ of one matrix.
+
+    Args:
+        matrix: `[m, n]`, float64, finite.
+        coarse: whether its entries are no finer than float32.
+        warm: where to start from and what to remember.
+        key: the name of the matrix in `warm`.
+
+    Returns:
+        σ₁, to `TIGHT` or better.
+    """
+    unit = float(matrix.abs().amax())
+    if unit == 0:
+        return 0.0
+    norm = None
+    if min(matrix.shape) > SMALL:
+        work, _ = working(matrix, unit, coarse)
+        norm = _checked_norm(matrix, unit, work, warm, key)
+    return float(torch.linalg.svdvals(matrix)[0]) if norm is None else norm
+
+
+def working(matrix: Tensor, unit: float, coarse: bool) -> tuple[Tensor, float]:
+    """Return a matrix fit to be squared, in float32 where that is as fine as its entries.
+
+    Args:
+        matrix: `[m, n]`, finite.
+        unit: its largest magnitude, not zero.
+        coarse: whether its entries are no finer than float32.
+
+    Returns:
+        The matrix times a power of two, which rounds nothing, and that factor.
+    """
+    factor = 1.0 if 1e-6 < unit < 1e6 else 2.0 ** -math.frexp(unit)[1]
+    if factor != 1.0:
+        # In two steps: 2⁻¹⁰⁷⁴ has no reciprocal.
+        half = 2.0 ** (math.frexp(factor)[1] // 2)
+        matrix = matrix.double() * half * (factor / half)
+    return (matrix.float() if coarse else matrix.double()), factor
+
+
+def _checked_norm(
+    A: Tensor, unit: float, work: Tensor, warm: WarmStart | None, key: Hashable
+) -> float | None:
+    value = _by_lanczos(A, work, warm, key)
+    if value is None:
+        return None
+    if min(A.shape) <= PROVED_TIGHT:
+        even = A if 1e-100 < unit < 1e100 else A / unit
+        by = 1.0 if even is A else unit
+        return value if at_most(even, value / by * (1 + TIGHT)) else None
+    other = top_singular(work, UNPROVED, _second_start(work, warm))
+    if other is None:
+        return None
+    tall = A if A.shape[-2] >= A.shape[-1] else A.mT
+    return value if _rayleigh(tall, other.vector.double())[0] <= value * (1 + NOTICEABLE) else None
+
+
+def _second_start(work: Tensor, warm: WarmStart | None) -> Tensor:
+    seed = 6_700_417 + (warm.uses if warm else 0)
+    start = torch.randn(min(work.shape), generator=torch.Generator().manual_seed(seed))
+    return start.to(work)
+
+
+def _by_lanczos(A: Tensor, work: Tensor, warm: WarmStart | None, key: Hashable) -> float | None:
+    # The iteration may run in float32, at half the cost: it only has to find the *vector*. Its Rayleigh
+    # quotient in float64 is then right to the square of the vector's error, and so is the bound.
+    tall = A if A.shape[-2] >= A.shape[-1] else A.mT
+    empty = torch.empty(tall.shape[-1], dtype=work.dtype, device=work.device)
+    top = top_singular(work, TIGHT, warm.start(key, empty) if warm else None)
+    if top is None:
+        return None
+    if warm:
+        warm.keep(key, top)
+    if work.dtype == torch.float64 and top.error <= TIGHT:
+        return _rayleigh(tall, top.vector)[0]
+    value, residual = _rayleigh(tall, top.vector.double())
+    relative = residual / value
+    if relative <= TIGHT / 2 or (top.gap > 0 and relative**2 / top.gap <= TIGHT):
+        return value
+    if work.dtype == torch.float64:
+        return None
+    scale = float(tall.abs().amax())
+    exact = top_singular(tall / scale, TIGHT, top.leading.double())
+    return None if exact is None or exact.error > TIGHT else exact.value * scale
+
+
+def _rayleigh(A: Tensor, v: Tensor) -> tuple[float, float]:
+    """Return ‖A v‖ and ‖Aᵀu − ‖A v‖ v‖ in float64."""
+    unit = float(A.abs().amax())
+    if not 1e-100 < unit < 1e100:
+        value, residual = _rayleigh(A / unit, v)
+        return value * unit, residual * unit
+    matrix, vector = as_array(A), as_array(v.double() / v.double().norm())
+    u = matrix @ vector
+    value = norm_of_vector(u)
+    return value, norm_of_vector((u @ matrix) / value - value * vector)
