@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hooks.arguments import check_settings, check_tensors, checked_attributes, checked_path, logged_number
 from hooks.guards import preserved_rng, without_autocast
 from hooks.layers import Layer, Selection, select_layers
+from hooks.measuring import Measured, groups_of, measure
 from hooks.references import initial_of, initial_tensor, named_references, reference_of
 from hooks.schedules import Schedule, every
 from hooks.staging import OnFull, StagedWriter
@@ -23,8 +24,8 @@ from hooks.structure import describe_layers, describe_model, describe_optimizer,
 from hooks.taps import StepTap, unwrapped
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import View
-from zanalysis.analyzers.metrics import NONE, Key, UserMetric, plan
-from zanalysis.analyzers.statuses import CODES, STATUSES
+from zanalysis.analyzers.metrics import Key, UserMetric, plan
+from zanalysis.analyzers.statuses import STATUSES
 from zanalysis.errors import NotBuiltYetError
 from zanalysis.runfile import Initial, MemoryWriter, RunWriter, Series, SpectrumKey
 
@@ -130,6 +131,7 @@ class RankTracker:
             layer.name: {name: reference_of(given, layer) for name, given in references.items()}
             for layer in self._layers
         }
+        self._groups = groups_of(self._layers, view)
         self._warm = {layer.name: WarmStart() for layer in self._layers}
         self._view = view
         self._spectrum_size = spectrum_size
@@ -304,42 +306,26 @@ class RankTracker:
         self._writer.overhead(self._seconds, now - self._attached)
 
     def _measure(self) -> tuple[tuple[Any, Any, Any], Any]:
-        values: list[Tensor] = []
+        measured: dict[str, Measured] = {}
+        for group in self._groups:
+            measured |= measure(
+                group, self._plan, self._references, self._view, self._warm, self._failed_metric
+            )
         spectra = np.full((len(self._spectrum_rows), self._spectrum_size), np.nan)
         for layer in self._layers:
-            count = len(layer.matrices)
-            try:
-                measurements, spectrum = self._plan.evaluate(
-                    layer.read(),
-                    self._references[layer.name],
-                    self._view,
-                    self._on_error(layer),
-                    self._warm[layer.name],
-                )
-                # [matrices, keys, 3], on the layer's device until all layers are done. What is one number
-                # for the whole parameter, such as the scale of its identity, counts for each matrix.
-                parts = [
-                    torch.stack([p.double().reshape(-1).expand(count) for p in m], -1) for m in measurements
-                ]
-                numbers = torch.stack(parts, 1) if parts else torch.empty(count, 0, 3, dtype=torch.float64)
-            except Exception as error:
-                self._on_error(layer)(Key(NONE, NONE, "every metric"), error)
-                nothing = torch.tensor([torch.nan, torch.nan, CODES["error"]], dtype=torch.float64)
-                numbers, spectrum = nothing.expand(count, len(self._plan.keys), 3), {}
-            values.append(numbers.reshape(-1, 3))
-            for name, singular in spectrum.items():
-                kept = singular[..., : self._spectrum_size].reshape(count, -1).cpu().numpy()
-                for matrix, row in zip(layer.matrices, kept, strict=True):
-                    spectra[self._spectrum_rows[SpectrumKey(matrix, "weight", name)], : len(row)] = row
-        table = torch.cat([value.cpu() for value in values]).numpy()
+            for name, values in measured[layer.name].spectra.items():
+                for matrix, row in zip(layer.matrices, values.cpu().numpy(), strict=True):
+                    kept = row[: self._spectrum_size]
+                    spectra[self._spectrum_rows[SpectrumKey(matrix, "weight", name)], : len(kept)] = kept
+        # On the layers' devices until all of them are done.
+        table = torch.cat(
+            [measured[layer.name].numbers.reshape(-1, 3).cpu() for layer in self._layers]
+        ).numpy()
         return (table[:, 0].copy(), table[:, 1].copy(), table[:, 2].astype(np.uint8)), spectra
 
-    def _on_error(self, layer: Layer) -> Callable[[Key, Exception], None]:
-        def note(key: Key, error: Exception) -> None:
-            text = f"{key.metric} (reference {key.reference}) of {layer.name}: {error}"
-            self._note("error", f"{layer.name}/{key}", text, layer.name)
-
-        return note
+    def _failed_metric(self, layer: Layer, key: Key, error: Exception) -> None:
+        text = f"{key.metric} (reference {key.reference}) of {layer.name}: {error}"
+        self._note("error", f"{layer.name}/{key}", text, layer.name)
 
     def _tell(self, value: Any, tolerance: Any, status: Any) -> None:
         if self._on_record is None:

@@ -965,3 +965,31 @@ def test_warnings_go_to_the_logger_of_hooks(attach, caplog):
     with caplog.at_level(logging.WARNING, logger="hooks"):
         attach(nn.Linear(3, 3), metrics=fail)
     assert {record.name for record in caplog.records} == {"hooks"}
+
+
+def test_small_layers_of_one_shape_are_measured_together_with_the_same_numbers():
+    import hooks.measuring
+
+    calls = []
+    plan_type = hooks.measuring.Plan
+
+    class Counting(plan_type):
+        def evaluate(self, W, *rest, **options):
+            calls.append(tuple(W.shape))
+            return super().evaluate(W, *rest, **options)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(12, 12) for _ in range(100)), nn.Linear(12, 5))
+    with torch.no_grad():
+        model[3].weight.zero_()
+        model[4].weight[0, 0] = torch.nan
+        model[5].weight.copy_(0.5 * torch.eye(12))
+    metrics = ("rank", "stable_rank", "support", "singular_values")
+    options = {"metrics": metrics, "reference": ["identity", None, "init"]}
+    together = RankTracker(model, **options)
+    alone = pd.concat(RankTracker(model, layers=str(i), **options).table() for i in range(101))
+    alone = alone.sort_values(["step", "layer", "tensor", "reference", "metric", "tolerance_rule"])
+    pd.testing.assert_frame_equal(together.table(), alone.reset_index(drop=True), rtol=1e-12)
+    together._plan = Counting(together._plan.metrics, together._plan.references, together._plan.tolerances)
+    together._measure()
+    assert sorted(calls) == [(5, 12), (100, 12, 12)]

@@ -28,7 +28,7 @@ from zanalysis.experiments.theorem1 import (
     settings,
 )
 from zanalysis.runfile.reader import Run, open_run
-from zanalysis.runfile.repair import SWMR, read_superblock
+from zanalysis.runfile.superblock import SWMR, read_superblock
 from zanalysis.verify.theorem1 import SPAN, verify_theorem1
 from zanalysis.verify.verdict import Verdict, plain
 
