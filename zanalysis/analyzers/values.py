@@ -49,9 +49,18 @@ def all_values(A: Tensor, coarse: bool) -> Tensor:
 
 def _by_gram(tall: Tensor) -> Tensor | None:
     # Entries that come from float32 can be squared in float64 whatever their scale.
-    squares = torch.linalg.eigvalsh(tall.mT @ tall).flip(0)
+    squares = torch.linalg.eigvalsh(_gram(tall)).flip(0)
     largest, smallest = float(squares[0]), float(squares[-1])
     if smallest <= 0 or ROUNDING * tall.shape[0] * EPS * largest > 2 * ERROR * smallest:
         return None
     values: Tensor = squares.sqrt()
     return values
+
+
+def _gram(tall: Tensor) -> Tensor:
+    if tall.device.type != "cpu":
+        return tall.mT @ tall
+    array = (
+        tall.numpy()
+    )  # numpy knows that a product with its own transpose needs half the work; torch does not
+    return torch.from_numpy(array.T @ array)
