@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from zanalysis.analyzers import lanczos, norms
 from zanalysis.analyzers.lanczos import LOOSE, TIGHT, WarmStart, top_singular
 from zanalysis.analyzers.metrics import plan
 from zanalysis.analyzers.residual import Residual
@@ -169,3 +170,55 @@ def test_nobodys_random_numbers_are_spent():
 def test_the_same_question_has_the_same_answer():
     W = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
     assert stable_rank(W) == stable_rank(W)
+
+
+def twins(seed, size):
+    """A spectrum with two singular values that a start may mistake for each other, and such a start."""
+    rng = np.random.default_rng(seed)
+    values = np.sort(rng.uniform(0.1, 0.97, size))[::-1].copy()
+    values[0], values[1] = 1.0, 1 - 4e-4
+    start = rng.standard_normal(size)
+    start[0] *= 1e-3  # almost nothing of the first vector
+    return torch.diag(torch.from_numpy(values)).float(), torch.from_numpy(start).float()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_start_that_misses_the_top_is_found_out(seed):
+    A, start = twins(seed, 200)
+    missed = top_singular(A, LOOSE, start)
+    assert missed.error <= LOOSE
+    assert missed.value < 1 - 3e-4  # that some singular value is near is all that a residual shows
+    assert norms.loose_top(A, start) is None
+
+
+@pytest.mark.parametrize("proved", [512, 100], ids=["by the proof", "by a second start"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_norm_is_right_where_the_first_start_misses_it(seed, proved, monkeypatch):
+    A, start = twins(seed, 200)
+    monkeypatch.setattr(norms, "PROVED", proved)
+    monkeypatch.setattr(
+        lanczos, "_random", lambda like, seed=0: (start * 1e-4 ** (torch.arange(200) == 0)).to(like)
+    )
+    assert float(spectral_norm(A)) == pytest.approx(1, rel=1e-9)
+    if proved == 512:
+        assert float(stable_rank(A)) == pytest.approx(literal_stable_rank(A), rel=1e-6)
+
+
+def test_the_proof_proves_no_more_than_is_true():
+    for seed in range(20):
+        A = torch.randn(140 + seed, 300 - seed, generator=torch.Generator().manual_seed(seed))
+        A = A.mT if seed % 2 else A
+        exact = float(torch.linalg.svdvals(A.double())[0])
+        assert norms.at_most(A, exact * (1 + 2e-5))
+        assert not norms.at_most(A, exact * (1 - 1e-5))
+        assert norms.at_most(A.double(), exact * (1 + 1e-11))
+        assert not norms.at_most(A.double(), exact * (1 - 1e-11))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_near_twins_in_random_directions(seed):
+    rng = np.random.default_rng(seed)
+    values = np.linspace(0.1, 1, int(rng.integers(130, 260)))
+    values[-2] = 1 - 10 ** rng.uniform(-4, -3)
+    A = with_spectrum(values, seed, len(values) + 20).float()
+    assert float(stable_rank(A)) == pytest.approx(literal_stable_rank(A), rel=1e-4)

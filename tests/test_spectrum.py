@@ -501,3 +501,22 @@ def test_the_rounding_rule_neither_overflows_nor_vanishes(scale):
     tau = float(spectrum.threshold(Residual.of(W), "rounding")) / scale
     assert tau == pytest.approx(rounding_tau(draw(6, 4), EPS[torch.float64]), rel=1e-12)
     assert spectrum.rank(torch.stack((W, W / scale, 0 * W)), tolerance="rounding").tolist() == [4, 4, 0]
+
+
+@pytest.mark.parametrize("shape", [(20, 90), (90, 20), (130, 400), (400, 130), (40, 50)])
+@pytest.mark.parametrize("smallest", [0.5, 1e-2, 1e-4, 1e-7, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_whole_spectrum_of_wide_and_tall_matrices(shape, smallest, dtype):
+    rng = np.random.default_rng(1)
+    U, V = (np.linalg.qr(rng.standard_normal((size, min(shape))))[0] for size in shape)
+    W = torch.from_numpy(U * np.geomspace(1, max(smallest, 1e-12), min(shape)) @ V.T).to(dtype)
+    exact = singular_values(W.double())
+    found = spectrum.singular_values(W).numpy()
+    assert np.allclose(found, exact, rtol=1e-9, atol=1e-14)
+    assert np.allclose(found[exact > 1e-5], exact[exact > 1e-5], rtol=2e-9, atol=0)
+
+
+def test_wide_kernels_take_the_short_way(monkeypatch):
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda A: pytest.fail("a decomposition of everything"))
+    W = draw(140, 400)
+    assert float(spectrum.nuclear_norm(W)) == pytest.approx(singular_values(W).sum(), rel=1e-12)

@@ -5,14 +5,13 @@ within a few 1e-4 of σ₁ and the start has little of the first vector, that is
 hundred matrices built to have such twins. So the top is checked afterwards, each way at its price:
 
 - *A proof*: `c² I − A Aᵀ` is positive definite, and so its Cholesky factorization exists, exactly where
-  σ₁ is below c. Up to `PROVED_LOOSE` rows or columns in float32 for the stable rank (c² a margin of 5e-5
-  above θ², of which float32 rounds away 5e-6 at most), up to `PROVED_TIGHT` in float64 for σ₁ itself.
-  What is not proved is left to a whole decomposition. Here nothing remains to chance.
+  σ₁ is below c. Up to `PROVED` rows or columns: in float32 for the stable rank (c² lies 5e-5 above θ²;
+  rounding moves the verdict by less than 1e-5, which is tested), in float64 for σ₁ itself. What is not proved is
+  left to a whole decomposition. Nothing remains to chance.
 - *A second start*, random and independent, for σ₁ of larger matrices: to be wrong, both must have missed.
-- *Going further*, for the stable rank of larger matrices: what a start of relative weight w in the first
-  vector can miss has to satisfy `w · (σ₁² − σ₂²) < 1e-6 · σ₁²`, where a miss of more than 1e-4 needs
-  w < 1e-2 after all steps: a probability of at most 1e-2 for twins just so far apart, of some 1e-5 for a
-  Gaussian matrix, whose first two are seldom so close.
+- *Going further*, for the stable rank of larger matrices: to `UNPROVED` instead of `LOOSE`. The share w
+  of the first vector that a Ritz vector can have without its residual showing it is at most
+  `1e-6 · σ₁² / (σ₁² − σ₂²)`, which is 1e-2 for twins that are just far enough apart to matter.
 """
 
 import math
@@ -32,13 +31,13 @@ from zanalysis.analyzers.lanczos import (
     top_singular,
 )
 
-__all__ = ["PROVED_LOOSE", "PROVED_TIGHT", "SMALL", "at_most", "loose_top", "norm_of", "working"]
+__all__ = ["PROVED", "SMALL", "at_most", "loose_top", "norm_of", "working"]
 
 SMALL = 128
 """Up to this many rows or columns LAPACK's SVD, which comes in batches, is as fast as anything."""
 
-PROVED_LOOSE = 1024
-PROVED_TIGHT = 512
+PROVED = 512
+"""Up to this many rows or columns a proof costs about what the search did: 3 and 6 ms at 512."""
 
 NOTICEABLE = 1e-9
 """By how much a second start must exceed the first to have found something else."""
@@ -74,7 +73,7 @@ def loose_top(work: Tensor, start: Tensor | None) -> Top | None:
     Returns:
         What was found; None where it did not converge or was disproved.
     """
-    provable = min(work.shape) <= PROVED_LOOSE
+    provable = min(work.shape) <= PROVED
     top = top_singular(work, LOOSE if provable else UNPROVED, start)
     if top is None or not provable or at_most(work, top.value * math.sqrt(1 + LOOSE)):
         return top
@@ -128,7 +127,7 @@ def _checked_norm(
     value = _by_lanczos(A, work, warm, key)
     if value is None:
         return None
-    if min(A.shape) <= PROVED_TIGHT:
+    if min(A.shape) <= PROVED:
         even = A if 1e-100 < unit < 1e100 else A / unit
         by = 1.0 if even is A else unit
         return value if at_most(even, value / by * (1 + TIGHT)) else None

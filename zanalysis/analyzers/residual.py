@@ -29,6 +29,7 @@ from zanalysis.analyzers.matrices import (
     subtract_identity,
 )
 from zanalysis.analyzers.norms import SMALL, loose_top, norm_of, working
+from zanalysis.analyzers.values import all_values
 from zanalysis.errors import InputError
 
 __all__ = ["Residual"]
@@ -274,7 +275,7 @@ class Residual:
         )
         for index, defined in enumerate(self.defined.reshape(-1).tolist()):
             if defined:
-                values = torch.linalg.svdvals(self.compact(index))
+                values = all_values(self.compact(index), self.coarse)
                 spectra[index] = torch.nn.functional.pad(values, (0, count - values.shape[0]))
         return spectra.reshape(*self.batch_shape, count)
 

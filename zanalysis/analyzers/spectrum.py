@@ -169,8 +169,9 @@ def support_of(residual: Residual) -> Support:
 def singular_values(W: Any, *, reference: Reference = None, view: View = "out") -> Tensor:
     """Return the singular values of W, or of its distance from a reference.
 
-    Computed in float64 by LAPACK (`torch.linalg.svdvals`), after dropping rows and columns that
-    are exactly zero, which only add zeros.
+    Computed in float64, after dropping rows and columns that are exactly zero, which only add zeros, by
+    LAPACK (`torch.linalg.svdvals`): of wide and tall matrices after a QR decomposition, or, of float32
+    and below and where that leaves each value right to 1e-9 relative, by the eigenvalues of their Gram matrix.
 
     Args:
         W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
@@ -256,7 +257,9 @@ def stable_rank(W: Any, *, reference: Reference = None, view: View = "out") -> T
     """Return the stable rank ‖W‖_F² / σ₁² (Rudelson & Vershynin, J. ACM 54 (2007)).
 
     A soft rank that small singular values do not move; between 1 and the rank. Its error is at
-    most 1e-4 relative.
+    most 1e-4 relative: proved, up to rounding, where one side is at most 512. Where both are longer, a
+    random start of Lanczos may take σ₂ for σ₁ where the two are within 1e-3 of each other: seen on 2 of
+    6,286 matrices built to have such twins, with an error of at most 3e-4 (see `norms`).
 
     Args:
         W: `[m, n]`, `[batch, m, n]` or `[c_out, c_in, *taps]`.
