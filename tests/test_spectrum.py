@@ -175,7 +175,7 @@ class TestExtremes:
         W = torch.full((n, n), most, dtype=dtype)
         assert spectrum.rank(W) == 1
         assert float(spectrum.spectral_norm(W)) == pytest.approx(n * most, rel=1e-9)
-        assert float(spectrum.stable_rank(W)) == pytest.approx(1.0)
+        assert float(spectrum.stable_rank(W)) == pytest.approx(1.0, rel=1e-4)  # its stated error
 
     def test_subnormal_float32(self):
         W = torch.diag(torch.linspace(1, 2, 200) * 1e-40)

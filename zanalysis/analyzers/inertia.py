@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import blas, lapack
 from torch import Tensor
 
 __all__ = ["Count", "count_by_inertia", "count_by_range", "gram_decides"]
@@ -93,16 +92,16 @@ def count_by_inertia(A: Tensor, tau: float, largest: float, margin: bool) -> Cou
     doubt = ROUNDING * A.shape[1] * EPS * largest**2 + TAU_ERROR * tau**2
     if A.device.type != "cpu":
         return _count_on_device(A, tau, doubt)
-    shifted = _gram(A.numpy())
+    shifted = _gram(A)
     size = shifted.shape[0]
-    shifted[np.diag_indices(size)] -= tau**2
-    factors, pivots, info = lapack.dsytrf(shifted, lower=1, lwork=64 * size, overwrite_a=1)
-    if info != 0:
+    shifted.diagonal().sub_(tau**2)
+    factors, pivots, info = torch.linalg.ldl_factor_ex(shifted)
+    if int(info) != 0:
         return None
-    above, below = _inertia(factors, pivots)
+    above, below = _inertia(factors.numpy(), pivots.numpy())
 
     def solve(b: Any) -> Any:
-        return lapack.dsytrs(factors, pivots, b, lower=1)[0]
+        return torch.linalg.ldl_solve(factors, pivots, torch.from_numpy(b)[:, None])[:, 0].numpy()
 
     nearest = _nearest(solve, size, tau, (above > 0, below > 0), margin)
     if nearest is None or nearest.distance <= doubt:
@@ -111,7 +110,7 @@ def count_by_inertia(A: Tensor, tau: float, largest: float, margin: bool) -> Cou
         return Count(above, None)
     # The Rayleigh quotient of A itself, not of A Aᵀ: no digits are lost to the square.
     # One more inverse iteration takes out of the vector what the large singular values would add.
-    images = [_stretch(solve(vector), A.numpy()) for vector in nearest.vectors]
+    images = [_stretch(solve(vector), A) for vector in nearest.vectors]
     distances = [abs(image - tau) for image in images]
     if min(distances) == distances[-1] and nearest.below and images[-1] ** 2 < 1e4 * doubt:
         # Gram matrices do not tell such singular values apart, and which of them is largest.
@@ -120,15 +119,21 @@ def count_by_inertia(A: Tensor, tau: float, largest: float, margin: bool) -> Cou
     return Count(above, min(distances))
 
 
-def _gram(array: Any) -> Any:
-    """Return the lower triangle of A Aᵀ, in Fortran order, from half the products."""
-    if array.flags.c_contiguous:
-        return blas.dsyrk(1.0, array.T, trans=1, lower=1)
-    return blas.dsyrk(1.0, np.asfortranarray(array), trans=0, lower=1)
+def _gram(A: Tensor) -> Tensor:
+    # The lower triangle of A Aᵀ, from little more than half the products. scipy's dsyrk takes half, but its
+    # threads and torch's then wait for each other, at more than it saves.
+    size = A.shape[0]
+    gram = torch.zeros(size, size, dtype=A.dtype)
+    step = max(128, -(-size // 8))
+    for first in range(0, size, step):
+        last = min(first + step, size)
+        torch.mm(A[first:last], A[:last].mT, out=gram[first:last, :last])
+    return gram
 
 
-def _stretch(vector: Any, array: Any) -> float:
-    return float(np.linalg.norm(vector @ array) / np.linalg.norm(vector))
+def _stretch(vector: Any, A: Tensor) -> float:
+    v = torch.from_numpy(vector)
+    return float((v @ A).norm() / v.norm())
 
 
 def _inertia(factors: Any, pivots: Any) -> tuple[int, int]:

@@ -23,7 +23,9 @@ import torch
 from scipy import linalg
 from torch import Tensor
 
-__all__ = ["LOOSE", "TIGHT", "UNPROVED", "Top", "WarmStart", "as_array", "norm_of_vector", "top_singular"]
+from zanalysis.analyzers.shared_products import times, times_adjoint
+
+__all__ = ["LOOSE", "TIGHT", "UNPROVED", "Top", "WarmStart", "norm_of_vector", "top_singular"]
 
 TIGHT = 2e-10
 """Bound on the relative error of σ₁² where σ₁ is a result or makes a tolerance."""
@@ -121,26 +123,11 @@ def _random(like: Tensor, seed: int = 0) -> Tensor:
     return torch.randn(like.shape[0], generator=generator).to(like)
 
 
-def as_array(A: Tensor) -> Any:
-    """Return what to multiply with.
-
-    Args:
-        A: a tensor.
-
-    Returns:
-        Its numpy view on the CPU, else the tensor.
-    """
-    # On the CPU numpy's BLAS: it shares a matrix-vector product between the cores, which torch's does
-    # not (0.11 against 0.28 ms at 2048×2048 on two cores), and both at once would fight for them.
-    # What follows is written in the operators that numpy's arrays and torch's tensors have in common.
-    return A.numpy() if A.device.type == "cpu" else A
-
-
-def norm_of_vector(vector: Any) -> float:
+def norm_of_vector(vector: Tensor) -> float:
     """Return the Euclidean norm.
 
     Args:
-        vector: as `as_array` returns it.
+        vector: `[n]`.
 
     Returns:
         Its length.
@@ -165,12 +152,11 @@ def top_singular(A: Tensor, tolerance: float, start: Tensor | None = None) -> To
     """
     if A.shape[-1] > A.shape[-2]:
         A = A.mT
-    matrix = as_array(A)
+    A = A if A.is_contiguous() or A.mT.is_contiguous() else A.contiguous()
     columns = A.shape[-1]
     most = min(MOST_STEPS, columns)
-    basis = torch.empty(most + 1, columns, dtype=A.dtype, device=A.device)
-    V = as_array(basis)
-    V[0] = as_array(_random(basis[0]) if start is None else start)
+    V = torch.empty(most + 1, columns, dtype=A.dtype, device=A.device)
+    V[0] = _random(V[0]) if start is None else start
     V[0] /= norm_of_vector(V[0])
     alphas: list[float] = []
     betas: list[float] = []
@@ -178,12 +164,12 @@ def top_singular(A: Tensor, tolerance: float, start: Tensor | None = None) -> To
     u = None
     next_check, confirmed = FEWEST_STEPS, False
     for step in range(1, most + 1):
-        image = matrix @ V[step - 1]
+        image = times(A, V[step - 1])
         u = image if u is None else image - betas[-1] * u
         alphas.append(norm_of_vector(u))
         if alphas[-1] > 0:
             u = u / alphas[-1]
-        w = u @ matrix - alphas[-1] * V[step - 1]
+        w = times_adjoint(A, u) - alphas[-1] * V[step - 1]
         # One sweep is enough unless it takes most of the vector away (Daniel, Gragg, Kaufman & Stewart,
         # Math. Comp. 30 (1976)).
         before, w = norm_of_vector(w), w - (V[:step] @ w) @ V[:step]
@@ -203,7 +189,7 @@ def top_singular(A: Tensor, tolerance: float, start: Tensor | None = None) -> To
         good = error <= tolerance or (at_floor and tolerance < floor)
         if exhausted or (good and confirmed):
             right = _bidiagonal(alphas, betas).T @ left / np.maximum(values, 1e-300)
-            ritz = torch.as_tensor(right.T).to(basis) @ basis[:step]
+            ritz = torch.as_tensor(right.T).to(V) @ V[:step]
             leading = (FADING ** torch.arange(ritz.shape[0]).to(ritz)) @ ritz
             return Top(float(values[0]), error, ritz[0] / ritz[0].norm(), gap, leading, step)
         # Two singular values that are nearly one look converged before they part: look twice.

@@ -43,6 +43,8 @@ ReferenceTable = Mapping[str, Reference]
 
 VIEWS = ("out", "in", "taps")
 
+_ROWS = 128
+
 MOST_LEARNED = 0.7
 """Share of a matrix above which splitting off the identity saves nothing."""
 
@@ -204,11 +206,25 @@ def identity_scale_of(W: Tensor) -> Tensor:
 
 def _off_diagonal(W: Tensor) -> tuple[Tensor, Tensor]:
     # The largest magnitude off the diagonal in each row and in each column.
+    if W.ndim == 2 and W.shape[0] > _ROWS:
+        return _off_diagonal_by_rows(W)
     elsewhere = W.abs()  # a copy; NaN stays NaN, which is not zero
     _diagonal(elsewhere).zero_()
     if W.ndim <= 3:
         return elsewhere.amax(-1), elsewhere.amax(-2)
     return elsewhere.flatten(1).amax(-1), elsewhere.transpose(0, 1).flatten(1).amax(-1)
+
+
+def _off_diagonal_by_rows(W: Tensor) -> tuple[Tensor, Tensor]:
+    # A few rows at a time stay in the cache: a copy of the whole matrix costs more than all that is done to it.
+    in_row, in_column = [], torch.zeros(W.shape[1], dtype=W.dtype, device=W.device)
+    for first in range(0, W.shape[0], _ROWS):
+        block = W[first : first + _ROWS].abs()
+        if first < W.shape[1]:
+            block.diagonal(first).zero_()
+        in_row.append(block.amax(1))
+        in_column = torch.maximum(in_column, block.amax(0))
+    return torch.cat(in_row), in_column
 
 
 def _common_diagonal(diagonal: Tensor, in_row: Tensor, in_column: Tensor) -> Tensor:
@@ -273,7 +289,7 @@ def learned_of(W: Tensor) -> tuple[Tensor, Learned | None]:
     share = float(keep_rows.sum() * keep_columns.sum()) / W.numel()
     if not 0 < share < MOST_LEARNED:
         return scale, None
-    weight = W[keep_rows][:, keep_columns].double()
+    weight = W[keep_rows.nonzero(), keep_columns.nonzero()[:, 0]].double()
     if not bool(weight.isfinite().all()):
         return scale, None
     residual = weight.clone()

@@ -26,21 +26,38 @@ from zanalysis.analyzers.lanczos import (
     UNPROVED,
     Top,
     WarmStart,
-    as_array,
     norm_of_vector,
     top_singular,
 )
+from zanalysis.analyzers.shared_products import times, times_adjoint
 
 __all__ = ["PROVED", "SMALL", "at_most", "loose_top", "norm_of", "working"]
 
 SMALL = 128
 """Up to this many rows or columns LAPACK's SVD, which comes in batches, is as fast as anything."""
 
-PROVED = 512
-"""Up to this many rows or columns a proof costs about what the search did: 3 and 6 ms at 512."""
+PROVED = 1024
+"""Up to this many rows or columns a proof costs about what the search did."""
 
 NOTICEABLE = 1e-9
 """By how much a second start must exceed the first to have found something else."""
+
+
+def largest_entry(A: Tensor) -> float:
+    """Return the largest magnitude of an entry, without a copy of the matrix.
+
+    Args:
+        A: `[m, n]`, not empty.
+
+    Returns:
+        The magnitude.
+
+    Example:
+        >>> largest_entry(torch.tensor([[1.0, -3.0]]))
+        3.0
+    """
+    low, high = torch.aminmax(A)
+    return max(-float(low), float(high))
 
 
 def at_most(A: Tensor, bound: float) -> bool:
@@ -92,7 +109,7 @@ def norm_of(matrix: Tensor, coarse: bool, warm: WarmStart | None, key: Hashable)
     Returns:
         σ₁, to `TIGHT` or better.
     """
-    unit = float(matrix.abs().amax())
+    unit = largest_entry(matrix)
     if unit == 0:
         return 0.0
     norm = None
@@ -162,18 +179,18 @@ def _by_lanczos(A: Tensor, work: Tensor, warm: WarmStart | None, key: Hashable) 
         return value
     if work.dtype == torch.float64:
         return None
-    scale = float(tall.abs().amax())
+    scale = largest_entry(tall)
     exact = top_singular(tall / scale, TIGHT, top.leading.double())
     return None if exact is None or exact.error > TIGHT else exact.value * scale
 
 
 def _rayleigh(A: Tensor, v: Tensor) -> tuple[float, float]:
     """Return ‖A v‖ and ‖Aᵀu − ‖A v‖ v‖ in float64."""
-    unit = float(A.abs().amax())
+    unit = largest_entry(A)
     if not 1e-100 < unit < 1e100:
         value, residual = _rayleigh(A / unit, v)
         return value * unit, residual * unit
-    matrix, vector = as_array(A), as_array(v.double() / v.double().norm())
-    u = matrix @ vector
+    vector = v.double() / v.double().norm()
+    u = times(A, vector)
     value = norm_of_vector(u)
-    return value, norm_of_vector((u @ matrix) / value - value * vector)
+    return value, norm_of_vector(times_adjoint(A, u) / value - value * vector)

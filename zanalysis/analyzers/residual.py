@@ -414,7 +414,14 @@ class Residual:
             return math.nan, math.nan
         if bool(self.zero.reshape(-1)[index]):
             return 0.0, tau
-        largest, unit = (float(t.reshape(-1)[index]) for t in (self.largest, self.unit))
+        unit, frobenius = (float(t.reshape(-1)[index]) for t in (self.unit, self.frobenius))
+        # ‖A‖_F bounds σ₁, and an entry above τ shows that it is not noise: often no more has to be known.
+        loosely = self.learned is not None and not margin and tau < unit < 1e100
+        if loosely and gram_decides(max(self.shape), tau, frobenius):
+            found = count_by_inertia(self.compact(index), tau, frobenius, margin)
+            if found is not None:
+                return float(found.rank), math.nan
+        largest = float(self.largest.reshape(-1)[index])
         if not (1e-100 < unit < 1e100 and gram_decides(max(self.shape), tau, largest)):
             return None
         if largest <= tau:
@@ -422,7 +429,7 @@ class Residual:
         A = self.compact(index)
         found = None
         if not margin:
-            found = count_by_range(A, tau, largest, float(self.frobenius.reshape(-1)[index]), margin)
+            found = count_by_range(A, tau, largest, frobenius, margin)
         found = found or count_by_inertia(A, tau, largest, margin)
         if found is None:
             return None
