@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zanalysis.analyzers.shared_products import lower_gram
+
 __all__ = ["Count", "count_by_inertia", "count_by_range", "gram_decides"]
 
 EPS = torch.finfo(torch.float64).eps
@@ -92,7 +94,7 @@ def count_by_inertia(A: Tensor, tau: float, largest: float, margin: bool) -> Cou
     doubt = ROUNDING * A.shape[1] * EPS * largest**2 + TAU_ERROR * tau**2
     if A.device.type != "cpu":
         return _count_on_device(A, tau, doubt)
-    shifted = _gram(A)
+    shifted = lower_gram(A)
     size = shifted.shape[0]
     shifted.diagonal().sub_(tau**2)
     factors, pivots, info = torch.linalg.ldl_factor_ex(shifted)
@@ -117,18 +119,6 @@ def count_by_inertia(A: Tensor, tau: float, largest: float, margin: bool) -> Cou
         unresolved = math.sqrt(images[-1] ** 2 + doubt)
         return Count(above, distances[-1]) if unresolved < NEGLIGIBLE * tau else None
     return Count(above, min(distances))
-
-
-def _gram(A: Tensor) -> Tensor:
-    # The lower triangle of A Aᵀ, from little more than half the products. scipy's dsyrk takes half, but its
-    # threads and torch's then wait for each other, at more than it saves.
-    size = A.shape[0]
-    gram = torch.zeros(size, size, dtype=A.dtype)
-    step = max(128, -(-size // 8))
-    for first in range(0, size, step):
-        last = min(first + step, size)
-        torch.mm(A[first:last], A[:last].mT, out=gram[first:last, :last])
-    return gram
 
 
 def _stretch(vector: Any, A: Tensor) -> float:

@@ -29,7 +29,7 @@ from zanalysis.analyzers.lanczos import (
     norm_of_vector,
     top_singular,
 )
-from zanalysis.analyzers.shared_products import times, times_adjoint
+from zanalysis.analyzers.shared_products import lower_gram, times, times_adjoint
 
 __all__ = ["PROVED", "SMALL", "at_most", "loose_top", "norm_of", "working"]
 
@@ -75,7 +75,7 @@ def at_most(A: Tensor, bound: float) -> bool:
         (True, False)
     """
     short = A if A.shape[-2] <= A.shape[-1] else A.mT
-    shifted = short @ short.mT
+    shifted = lower_gram(short)
     shifted.neg_().diagonal().add_(bound**2)
     return int(torch.linalg.cholesky_ex(shifted).info) == 0
 
