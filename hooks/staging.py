@@ -120,7 +120,9 @@ class StagedWriter:
         pending = False
         while True:
             try:
-                patience = min(max(0.0, due - time.monotonic()), _PATIENCE) if pending else None
+                # After a failure nothing is due any more: a thread that kept looking would slow the loop down.
+                waits = pending and not self._failed
+                patience = min(max(0.0, due - time.monotonic()), _PATIENCE) if waits else None
                 item = self._queue.get(timeout=patience)
             except Empty:
                 if time.monotonic() < due:
