@@ -36,7 +36,7 @@ def test_each_library_stays_in_its_room(name):
     used = packages(ROOT / name)
     if not name.startswith("zanalysis/runfile/"):
         assert "h5py" not in used
-    if name not in ("zanalysis/figures.py", "zanalysis/report.py"):
+    if name not in ("zanalysis/figures.py", "zanalysis/reporting.py"):
         assert not used & {"matplotlib", "seaborn"}
     if name.startswith("zanalysis/") and not name.startswith(("zanalysis/experiments/", "zanalysis/cli.py")):
         assert "hooks" not in used

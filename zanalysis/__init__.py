@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         tucker_ranks,
     )
     from zanalysis.errors import ZAnalysisError
-    from zanalysis.report import report
+    from zanalysis.reporting import report
     from zanalysis.runfile.export import to_xarray
     from zanalysis.runfile.reader import Run, open_run
     from zanalysis.sweep import analyze, compare
@@ -68,7 +68,7 @@ _HOME = {
     "pruning_curve": "analyzers.pruning",
     "rank": "analyzers.spectrum",
     "rank_margin": "analyzers.spectrum",
-    "report": "report",
+    "report": "reporting",
     "singular_values": "analyzers.spectrum",
     "spectral_norm": "analyzers.spectrum",
     "stable_rank": "analyzers.spectrum",
@@ -134,7 +134,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'zanalysis' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"zanalysis.{_HOME[name]}"), name)
-    # `report` is a function and a module: the assignment keeps the function what users get.
     globals()[name] = value
     return value
 
