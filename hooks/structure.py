@@ -21,7 +21,7 @@ __all__ = ["describe_layers", "describe_model", "describe_optimizer", "differenc
 
 # What these do to a model is done around it.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
-_PACKAGES = ("torch", "numpy", "scipy", "h5py")
+_PACKAGES = ("numpy", "scipy", "h5py")
 
 
 def _kind(module: nn.Module) -> str:
@@ -127,7 +127,8 @@ def versions() -> dict[str, str]:
     Returns:
         By name; a package that is not installed is left out.
     """
-    found = {"python": platform.python_version(), "zanalysis": __version__}
+    # torch's own word for its version also says which build it is, which its package's does not always.
+    found = {"python": platform.python_version(), "zanalysis": __version__, "torch": str(torch.__version__)}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
