@@ -257,7 +257,7 @@ def stable_rank(W: Any, *, reference: Reference = None, view: View = "out") -> T
     """Return the stable rank ‖W‖_F² / σ₁² (Rudelson & Vershynin, J. ACM 54 (2007)).
 
     A soft rank that small singular values do not move; between 1 and the rank. Its error is at
-    most 1e-4 relative: proved, up to rounding, where one side is at most 512. Where both are longer, a
+    most 1e-4 relative: proved, up to rounding, where one side is at most 1,024. Where both are longer, a
     random start of Lanczos may take σ₂ for σ₁ where the two are within 1e-3 of each other: seen on 2 of
     6,286 matrices built to have such twins, with an error of at most 3e-4 (see `norms`).
 

@@ -74,7 +74,7 @@ def _inconclusive(claim: str, bound: float | None, why: str, evidence: pd.DataFr
     return Verdict(claim, "inconclusive", bound, None, why, pd.DataFrame() if evidence is None else evidence)
 
 
-def _worst(claim: str, parts: Sequence[Verdict], fallback: str, largest: bool = True) -> Verdict:
+def _worst(claim: str, parts: Sequence[Verdict], fallback: str) -> Verdict:
     # The numbers are those of the part that comes nearest to failing.
     if not parts:
         return _inconclusive(claim, None, fallback)
@@ -84,7 +84,7 @@ def _worst(claim: str, parts: Sequence[Verdict], fallback: str, largest: bool = 
     def slack(part: Verdict) -> float:
         if part.measured is None or part.bound is None:
             return float("-inf")
-        return (part.measured - part.bound) * (1 if largest else -1)
+        return part.measured - part.bound
 
     chosen = max(deciding, key=slack)
     why = chosen.why
