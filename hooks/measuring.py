@@ -8,13 +8,15 @@ from torch import Tensor
 
 from hooks.layers import Layer
 from zanalysis.analyzers.lanczos import WarmStart
-from zanalysis.analyzers.matrices import Reference, View
+from zanalysis.analyzers.matrices import Reference, View, matricize
 from zanalysis.analyzers.metrics import NONE, Key, Plan
 from zanalysis.analyzers.norms import SMALL
+from zanalysis.analyzers.small import stable_ranks
 from zanalysis.analyzers.statuses import CODES
 
 __all__ = ["Measured", "OnError", "groups_of", "measure"]
 
+STABLE_RANKS = "stable ranks"
 OnError = Callable[[Layer, Key, Exception], None]
 
 
@@ -30,22 +32,38 @@ class Measured(NamedTuple):
     spectra: dict[str, Tensor]
 
 
-def groups_of(layers: Sequence[Layer], view: View) -> list[list[Layer]]:
+def groups_of(layers: Sequence[Layer], view: View, plan: Plan | None = None) -> list[list[Layer]]:
     """Put the layers together that one batched decomposition can serve.
 
     Args:
         layers: the layers.
         view: how a kernel becomes a matrix.
+        plan: what will be measured.
 
     Returns:
-        Groups: small matrices of one shape and dtype, or a single layer.
+        Groups: small matrices of one shape and dtype, or of any where nothing but their stable rank is
+        wanted, or a single layer.
     """
     groups: dict[Any, list[Layer]] = {}
     for layer in layers:
-        alike = len(layer.shape) == 2 and min(layer.shape) <= SMALL and not callable(view)
-        key = (layer.shape, layer.dtype) if alike else layer.name
+        key: Any = layer.name
+        if not callable(view) and len(layer.matrices) == 1 and min(_matrix_shape(layer, view)) <= SMALL:
+            if plan is not None and _only_stable_ranks(plan) and layer.dtype.itemsize <= 4:
+                key = STABLE_RANKS
+            elif len(layer.shape) == 2:
+                key = (layer.shape, layer.dtype)
         groups.setdefault(key, []).append(layer)
     return list(groups.values())
+
+
+def _matrix_shape(layer: Layer, view: View) -> tuple[int, int]:
+    meta = torch.empty(layer.shape, device="meta")
+    shape = matricize(meta.unsqueeze(-1) if meta.ndim == 3 else meta, view).shape
+    return shape[-2], shape[-1]
+
+
+def _only_stable_ranks(plan: Plan) -> bool:
+    return plan.metrics == ("stable_rank",) and plan.references == (NONE,)
 
 
 def measure(
@@ -70,10 +88,34 @@ def measure(
         What was measured, by layer.
     """
     if len(layers) > 1 and not plan.has_user_metrics:
+        if _only_stable_ranks(plan):
+            alone = _stable_ranks_together(layers, view)
+            rest = [layer for layer in layers if layer.name not in alone]
+            return alone | {
+                layer.name: _measured(layer, plan, references, view, warm, on_error) for layer in rest
+            }
         together = _measured_together(layers, plan, references, view)
         if together is not None:
             return together
     return {layer.name: _measured(layer, plan, references, view, warm, on_error) for layer in layers}
+
+
+def _stable_ranks_together(layers: Sequence[Layer], view: View) -> dict[str, Measured]:
+    # What is zero, not finite or in any other way remarkable is left to be measured by itself.
+    try:
+        matrices = [matricize(layer.read(), view) for layer in layers]
+        if any(matrix.ndim != 2 or matrix.dtype.itemsize > 4 for matrix in matrices):
+            return {}
+        values = stable_ranks(matrices)
+    except Exception:
+        return {}
+    numbers = torch.stack([values, torch.full_like(values, torch.nan), torch.full_like(values, CODES["ok"])], -1)
+    known = values.isfinite().tolist()
+    return {
+        layer.name: Measured(numbers[i].reshape(1, 1, 3), {})
+        for i, layer in enumerate(layers)
+        if known[i]
+    }
 
 
 def _measured_together(

@@ -131,7 +131,7 @@ class RankTracker:
             layer.name: {name: reference_of(given, layer) for name, given in references.items()}
             for layer in self._layers
         }
-        self._groups = groups_of(self._layers, view)
+        self._groups = groups_of(self._layers, view, self._plan)
         self._warm = {layer.name: WarmStart() for layer in self._layers}
         self._view = view
         self._spectrum_size = spectrum_size

@@ -101,7 +101,7 @@ class TestAdversaries:
         warm = WarmStart()
         assert Residual.of(W, warm=warm).stable_rank > 1
         for key in warm.vectors:
-            warm.vectors[key] = torch.eye(200)[-1]
+            warm.vectors[key] = torch.eye(200)[-6:]
         assert float(Residual.of(W, warm=warm).stable_rank) == pytest.approx(literal_stable_rank(W), rel=1e-4)
 
 
@@ -188,7 +188,7 @@ def test_a_start_that_misses_the_top_is_found_out(seed):
     missed = top_singular(A, LOOSE, start)
     assert missed.error <= LOOSE
     assert missed.value < 1 - 3e-4  # that some singular value is near is all that a residual shows
-    assert norms.loose_top(A, start) is None
+    assert not norms.at_most(A, missed.value * (1 + LOOSE) ** 0.5)
 
 
 @pytest.mark.parametrize("proved", [512, 100], ids=["by the proof", "by a second start"])

@@ -73,7 +73,9 @@ def gram_decides(size: int, tau: float, largest: float) -> bool:
     return tau**2 > 100 * ROUNDING * size * EPS * largest**2
 
 
-def count_by_inertia(A: Tensor, tau: float, largest: float, margin: bool) -> Count | None:
+def count_by_inertia(
+    A: Tensor, tau: float, largest: float, margin: bool, gram: Tensor | None = None
+) -> Count | None:
     """Count the singular values above τ by the inertia of A Aᵀ − τ² I.
 
     Args:
@@ -81,6 +83,7 @@ def count_by_inertia(A: Tensor, tau: float, largest: float, margin: bool) -> Cou
         tau: the tolerance, for which `gram_decides`.
         largest: σ₁ of A.
         margin: whether the margin is wanted to `MARGIN_ERROR`, or only as far as it certifies the rank.
+        gram: the lower triangle of the Gram matrix of its shorter side, if that is there.
 
     Returns:
         The count; None where a singular value is within rounding of τ.
@@ -94,7 +97,7 @@ def count_by_inertia(A: Tensor, tau: float, largest: float, margin: bool) -> Cou
     doubt = ROUNDING * A.shape[1] * EPS * largest**2 + TAU_ERROR * tau**2
     if A.device.type != "cpu":
         return _count_on_device(A, tau, doubt)
-    shifted = lower_gram(A)
+    shifted = lower_gram(A) if gram is None else gram.clone()
     size = shifted.shape[0]
     shifted.diagonal().sub_(tau**2)
     factors, pivots, info = torch.linalg.ldl_factor_ex(shifted)

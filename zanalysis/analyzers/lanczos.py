@@ -25,7 +25,7 @@ from torch import Tensor
 
 from zanalysis.analyzers.shared_products import times, times_adjoint
 
-__all__ = ["LOOSE", "TIGHT", "UNPROVED", "Top", "WarmStart", "norm_of_vector", "top_singular"]
+__all__ = ["LOOSE", "TIGHT", "UNPROVED", "Top", "WarmStart", "mixed", "norm_of_vector", "top_singular"]
 
 TIGHT = 2e-10
 """Bound on the relative error of σ₁² where σ₁ is a result or makes a tolerance."""
@@ -37,7 +37,8 @@ UNPROVED = 2e-6
 """The same where no proof follows: the further a start has come, the smaller what it can have missed."""
 
 MOST_STEPS = 250
-LEADING = 4
+LEADING = 6
+MIXED = 4
 FADING = 0.1
 RANDOM_SHARE = 0.05
 FEWEST_STEPS = 6
@@ -52,7 +53,7 @@ class Top(NamedTuple):
         error: the bound on `(σ₁² − θ²) / θ²`.
         vector: unit singular vector on the shorter side.
         gap: `(θ² − σ₂²) / θ²` as far as it is certain, 0 where it is not.
-        leading: the leading singular vectors, mixed, to start the next record from.
+        leading: the leading right singular vectors of the taller orientation, `[at most KEPT, n]`.
         steps: how many products with A and with Aᵀ it took.
     """
 
@@ -66,15 +67,24 @@ class Top(NamedTuple):
 
 @dataclass
 class WarmStart:
-    """The singular vectors of one parameter's last record: where the next one starts.
+    """The leading singular vectors of one parameter's last record: where the next one starts.
 
     One belongs to one parameter of one run, and is passed to `Plan.evaluate` at each record. It only
     saves time: the numbers keep their stated error whatever it holds, stale or empty.
+
+    Attributes:
+        vectors: by matrix, `[k, n]`.
+        unchecked: by matrix, how many records ago it was last made sure that these vectors lead.
+        parts: the same for each of several residuals of the parameter.
+        uses: how many random directions were drawn.
+        missed: what such a check found to exceed them, as a sentence.
     """
 
     vectors: dict[Hashable, Tensor] = field(default_factory=dict)
+    unchecked: dict[Hashable, int] = field(default_factory=dict)
     parts: dict[Hashable, "WarmStart"] = field(default_factory=dict)
     uses: int = 0
+    missed: list[str] = field(default_factory=list)
 
     def under(self, name: Hashable) -> "WarmStart":
         """Return the part that belongs to one of several residuals of the parameter.
@@ -85,7 +95,7 @@ class WarmStart:
         Returns:
             The same object at each call.
         """
-        return self.parts.setdefault(name, WarmStart())
+        return self.parts.setdefault(name, WarmStart(missed=self.missed))
 
     def start(self, key: Hashable, like: Tensor) -> Tensor:
         """Return a start vector for a matrix.
@@ -99,22 +109,50 @@ class WarmStart:
             is no last record, or its shape was another.
         """
         self.uses += 1
-        last = self.vectors.get(key)
         fresh = _random(like, self.uses)
-        if last is None or last.shape != like.shape:
+        block = self.block(key, like)
+        if block is None:
             return fresh
-        last = last.to(like)
+        last = mixed(block)
         start: Tensor = last / last.norm() + fresh * (RANDOM_SHARE / float(fresh.norm()))
         return start
 
-    def keep(self, key: Hashable, top: Top) -> None:
+    def block(self, key: Hashable, like: Tensor) -> Tensor | None:
+        """Return the leading vectors of a matrix's last record.
+
+        Args:
+            key: which matrix of the parameter.
+            like: a vector of the length, dtype and device wanted.
+
+        Returns:
+            `[k, n]`, or None where there are none of that length.
+        """
+        last = self.vectors.get(key)
+        return None if last is None or last.shape[-1] != like.shape[-1] else last.to(like)
+
+    def keep(self, key: Hashable, vectors: Tensor, checked: bool = True) -> None:
         """Remember where a matrix's leading singular vectors point.
 
         Args:
             key: which matrix of the parameter.
-            top: what was found.
+            vectors: `[k, n]`.
+            checked: whether they are known to lead.
         """
-        self.vectors[key] = top.leading
+        self.vectors[key] = vectors
+        self.unchecked[key] = 0 if checked else self.unchecked.get(key, 0) + 1
+
+
+def mixed(vectors: Tensor) -> Tensor:
+    """Return one vector with a share of each leading one, the first most.
+
+    Args:
+        vectors: `[k, n]`.
+
+    Returns:
+        `[n]`.
+    """
+    first = vectors[:MIXED]
+    return (FADING ** torch.arange(len(first)).to(first)) @ first
 
 
 def _random(like: Tensor, seed: int = 0) -> Tensor:
@@ -141,7 +179,7 @@ def top_singular(A: Tensor, tolerance: float, start: Tensor | None = None) -> To
     Args:
         A: `[m, n]`, float32 or float64, finite, not zero, entries near 1 enough to be squared.
         tolerance: when to stop: bound on the relative error of σ₁².
-        start: a vector of length min(m, n); random where None.
+        start: a vector of length min(m, n), or the leading vectors of a matrix nearby; random where None.
 
     Returns:
         What was found, or None where the bound was not reached.
@@ -156,7 +194,7 @@ def top_singular(A: Tensor, tolerance: float, start: Tensor | None = None) -> To
     columns = A.shape[-1]
     most = min(MOST_STEPS, columns)
     V = torch.empty(most + 1, columns, dtype=A.dtype, device=A.device)
-    V[0] = _random(V[0]) if start is None else start
+    V[0] = _random(V[0]) if start is None else mixed(start) if start.ndim == 2 else start
     V[0] /= norm_of_vector(V[0])
     alphas: list[float] = []
     betas: list[float] = []
@@ -182,16 +220,16 @@ def top_singular(A: Tensor, tolerance: float, start: Tensor | None = None) -> To
             V[step] = w / betas[-1]
         if step < next_check and not exhausted and step < most:
             continue
-        values, left = _leading(alphas, betas)
+        values, left = _leading(alphas, betas, 2)
         residuals = 0 * values if exhausted else betas[-1] * abs(left[-1])
         error, gap = _bound(values, residuals, floor, tolerance)
         at_floor = residuals[0] <= floor * values[0]
         good = error <= tolerance or (at_floor and tolerance < floor)
         if exhausted or (good and confirmed):
+            values, left = _leading(alphas, betas, LEADING)
             right = _bidiagonal(alphas, betas).T @ left / np.maximum(values, 1e-300)
             ritz = torch.as_tensor(right.T).to(V) @ V[:step]
-            leading = (FADING ** torch.arange(ritz.shape[0]).to(ritz)) @ ritz
-            return Top(float(values[0]), error, ritz[0] / ritz[0].norm(), gap, leading, step)
+            return Top(float(values[0]), error, ritz[0] / ritz[0].norm(), gap, ritz, step)
         # Two singular values that are nearly one look converged before they part: look twice.
         confirmed = good
         # A look costs about half a step: as long as there is nothing to confirm, they get rarer.
@@ -203,7 +241,7 @@ def _bidiagonal(alphas: list[float], betas: list[float]) -> Any:
     return np.diag(alphas) + np.diag(betas[: len(alphas) - 1], 1)
 
 
-def _leading(alphas: list[float], betas: list[float]) -> tuple[Any, Any]:
+def _leading(alphas: list[float], betas: list[float], count: int) -> tuple[Any, Any]:
     # The leading singular values of the bidiagonal B, descending, and its left singular vectors as
     # columns, from the tridiagonal B Bᵀ: the top loses nothing to the square, and a whole decomposition
     # at every look would cost as much as the products.
@@ -213,7 +251,7 @@ def _leading(alphas: list[float], betas: list[float]) -> tuple[Any, Any]:
         alpha**2 + beta**2,
         alpha[1:] * beta[:-1],
         select="i",
-        select_range=(max(0, size - LEADING), size - 1),
+        select_range=(max(0, size - count), size - 1),
         lapack_driver="stemr",
     )
     return np.sqrt(np.maximum(values[::-1], 0)), left[:, ::-1]

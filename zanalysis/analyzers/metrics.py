@@ -7,6 +7,7 @@ gives them for one parameter. The order is the layout of a run file's columns.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +125,7 @@ class Plan:
     references: tuple[str, ...] = (NONE,)
     tolerances: tuple[spectrum.Tolerance, ...] = ("default",)
 
-    @property
+    @cached_property
     def keys(self) -> tuple[Key, ...]:
         """What `evaluate` returns, in its order."""
         keys = [
@@ -148,7 +149,7 @@ class Plan:
         """Whether code that is not ours will run."""
         return any(callable(metric) for metric in self.metrics)
 
-    @property
+    @cached_property
     def _names(self) -> list[str]:
         return [
             metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)

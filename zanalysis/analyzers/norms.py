@@ -15,7 +15,7 @@ hundred matrices built to have such twins. So the top is checked afterwards, eac
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -24,20 +24,38 @@ from zanalysis.analyzers.lanczos import (
     LOOSE,
     TIGHT,
     UNPROVED,
-    Top,
     WarmStart,
     norm_of_vector,
     top_singular,
 )
 from zanalysis.analyzers.shared_products import lower_gram, times, times_adjoint
+from zanalysis.analyzers.subspace import KEPT, refined
 
-__all__ = ["PROVED", "SMALL", "at_most", "loose_top", "norm_of", "working"]
+__all__ = ["PROVED", "SMALL", "Gram", "at_most", "loose_square", "norm_of", "working"]
+
+Gram = Callable[[], Tensor]
 
 SMALL = 128
 """Up to this many rows or columns LAPACK's SVD, which comes in batches, is as fast as anything."""
 
 PROVED = 1024
 """Up to this many rows or columns a proof costs about what the search did."""
+
+ALWAYS_PROVED = 384
+"""Up to this many rows or columns the proof is as cheap as a refinement, and follows each."""
+
+CHECKED_EVERY = 64
+"""How many records of a longer matrix are refined before it is made sure again that nothing was missed."""
+
+FEWEST_FOR_BLOCKS = 64
+
+REFINED = 8e-5
+"""Bound on the relative error of σ₁² after a refinement; the stable rank promises 1e-4."""
+
+ROUNDS = 3
+"""How many refinements are tried before the search begins anew."""
+
+RANDOM_SEED = 15_485_863
 
 NOTICEABLE = 1e-9
 """By how much a second start must exceed the first to have found something else."""
@@ -60,12 +78,13 @@ def largest_entry(A: Tensor) -> float:
     return max(-float(low), float(high))
 
 
-def at_most(A: Tensor, bound: float) -> bool:
+def at_most(A: Tensor, bound: float, gram: Tensor | None = None) -> bool:
     """Prove that no singular value exceeds a bound, in the precision A comes in.
 
     Args:
         A: `[m, n]`, float32 or float64, finite, with entries near 1 enough to be squared.
         bound: the bound; nothing is proved where it is within rounding of σ₁.
+        gram: the lower triangle of the Gram matrix of its shorter side, if that is there.
 
     Returns:
         Whether it is proved.
@@ -75,29 +94,71 @@ def at_most(A: Tensor, bound: float) -> bool:
         (True, False)
     """
     short = A if A.shape[-2] <= A.shape[-1] else A.mT
-    shifted = lower_gram(short)
-    shifted.neg_().diagonal().add_(bound**2)
+    shifted = lower_gram(short).neg_() if gram is None else gram.neg()
+    shifted.diagonal().add_(bound**2)
     return int(torch.linalg.cholesky_ex(shifted).info) == 0
 
 
-def loose_top(work: Tensor, start: Tensor | None) -> Top | None:
+def loose_square(work: Tensor, warm: WarmStart | None, key: Hashable) -> float | None:
     """Find σ₁² to the 1e-4 that a stable rank promises.
 
     Args:
         work: `[m, n]`, as `working` returns it.
-        start: where to start from; random where None.
+        warm: where to start from and what to remember.
+        key: the name of the matrix in `warm`.
 
     Returns:
-        What was found; None where it did not converge or was disproved.
+        σ₁²; None where it did not converge or was disproved.
     """
+    length = torch.empty(min(work.shape), dtype=work.dtype, device=work.device)
+    block = warm.block(key, length) if warm else None
+    if warm and block is not None and len(block) == KEPT and len(length) >= FEWEST_FOR_BLOCKS:
+        square = _refined_square(work, warm, key, block)
+        if square is not None:
+            return square
     provable = min(work.shape) <= PROVED
+    start = warm.start(key, length) if warm else None
     top = top_singular(work, LOOSE if provable else UNPROVED, start)
-    if top is None or not provable or at_most(work, top.value * math.sqrt(1 + LOOSE)):
-        return top
-    return None
+    if top is None or (provable and not at_most(work, top.value * math.sqrt(1 + LOOSE))):
+        return None
+    if warm:
+        warm.keep(key, top.leading)
+    return top.value**2
 
 
-def norm_of(matrix: Tensor, coarse: bool, warm: WarmStart | None, key: Hashable) -> float:
+def _refined_square(work: Tensor, warm: WarmStart, key: Hashable, block: Tensor) -> float | None:
+    tall = work if work.shape[-2] >= work.shape[-1] else work.mT
+    found = None
+    for _ in range(ROUNDS):
+        warm.uses += 1
+        found = refined(tall, block, RANDOM_SEED + warm.uses)
+        if found.error <= REFINED:
+            break
+        block = found.vectors
+    if found is None or found.error > REFINED:
+        return None
+    due = warm.unchecked.get(key, 0) + 1 >= CHECKED_EVERY
+    checked = due or min(work.shape) <= ALWAYS_PROVED
+    if checked and not _leads(work, found.square, warm):
+        if min(work.shape) > ALWAYS_PROVED:
+            warm.missed.append(
+                f"a singular value that exceeded the largest known one went unseen for up to {CHECKED_EVERY} records"
+            )
+        return None
+    warm.keep(key, found.vectors, checked)
+    return found.square
+
+
+def _leads(work: Tensor, square: float, warm: WarmStart) -> bool:
+    if min(work.shape) <= PROVED:
+        return at_most(work, math.sqrt(square * (1 + LOOSE)))
+    other = top_singular(work, UNPROVED, _second_start(work, warm))
+    return other is not None and other.value**2 <= square * (1 + LOOSE)
+
+
+def norm_of(
+    matrix: Tensor, coarse: bool, warm: WarmStart | None, key: Hashable, gram: Gram | None = None
+) -> float:
     """Return σ₁ of one matrix.
 
     Args:
@@ -105,6 +166,7 @@ def norm_of(matrix: Tensor, coarse: bool, warm: WarmStart | None, key: Hashable)
         coarse: whether its entries are no finer than float32.
         warm: where to start from and what to remember.
         key: the name of the matrix in `warm`.
+        gram: gives the lower triangle of the Gram matrix of its shorter side, which others need too.
 
     Returns:
         σ₁, to `TIGHT` or better.
@@ -115,7 +177,7 @@ def norm_of(matrix: Tensor, coarse: bool, warm: WarmStart | None, key: Hashable)
     norm = None
     if min(matrix.shape) > SMALL:
         work, _ = working(matrix, unit, coarse)
-        norm = _checked_norm(matrix, unit, work, warm, key)
+        norm = _checked_norm(matrix, unit, work, warm, key, gram)
     return float(torch.linalg.svdvals(matrix)[0]) if norm is None else norm
 
 
@@ -139,7 +201,7 @@ def working(matrix: Tensor, unit: float, coarse: bool) -> tuple[Tensor, float]:
 
 
 def _checked_norm(
-    A: Tensor, unit: float, work: Tensor, warm: WarmStart | None, key: Hashable
+    A: Tensor, unit: float, work: Tensor, warm: WarmStart | None, key: Hashable, gram: Gram | None
 ) -> float | None:
     value = _by_lanczos(A, work, warm, key)
     if value is None:
@@ -147,7 +209,8 @@ def _checked_norm(
     if min(A.shape) <= PROVED:
         even = A if 1e-100 < unit < 1e100 else A / unit
         by = 1.0 if even is A else unit
-        return value if at_most(even, value / by * (1 + TIGHT)) else None
+        shared = gram() if gram is not None and even is A else None
+        return value if at_most(even, value / by * (1 + TIGHT), shared) else None
     other = top_singular(work, UNPROVED, _second_start(work, warm))
     if other is None:
         return None
@@ -170,7 +233,7 @@ def _by_lanczos(A: Tensor, work: Tensor, warm: WarmStart | None, key: Hashable) 
     if top is None:
         return None
     if warm:
-        warm.keep(key, top)
+        warm.keep(key, top.leading)
     if work.dtype == torch.float64 and top.error <= TIGHT:
         return _rayleigh(tall, top.vector)[0]
     value, residual = _rayleigh(tall, top.vector.double())

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zanalysis.analyzers.inertia import count_by_inertia, count_by_range, gram_decides
+from zanalysis.analyzers.inertia import (
+    EPS,
+    ROUNDING,
+    TAU_ERROR,
+    count_by_inertia,
+    count_by_range,
+    gram_decides,
+)
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import (
     Learned,
@@ -28,11 +35,15 @@ from zanalysis.analyzers.matrices import (
     matricize,
     subtract_identity,
 )
-from zanalysis.analyzers.norms import SMALL, loose_top, norm_of, working
+from zanalysis.analyzers.norms import SMALL, loose_square, norm_of, working
+from zanalysis.analyzers.shared_products import lower_gram
 from zanalysis.analyzers.values import all_values
 from zanalysis.errors import InputError
 
 __all__ = ["Residual"]
+
+EVEN = (1e-4, 1e6)
+"""Rows whose longest has a length between these can be squared in float32."""
 
 NEED_SPECTRUM = frozenset({"effective_rank", "nuclear_norm", "condition_number", "singular_values"})
 
@@ -51,6 +62,7 @@ class Residual:
         warm: where the search for σ₁ starts, if it has been made before.
         wants: the metrics that will be asked for, by which the cheapest way to all of them is chosen.
         counts: rank and margin by the name of the tolerance.
+        grams: the lower triangles of Gram matrices that were needed.
         learned: where the reference is α·I* and W one matrix that is mostly that, the rest of it.
     """
 
@@ -63,6 +75,7 @@ class Residual:
     warm: WarmStart | None = None
     wants: frozenset[str] = frozenset()
     counts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False)
+    grams: dict[int, Tensor] = field(default_factory=dict, compare=False)
     learned: Learned | None = None
 
     @classmethod
@@ -199,6 +212,17 @@ class Residual:
         return entries.amin((-2, -1)).double(), entries.amax((-2, -1)).double()
 
     @cached_property
+    def _lengths(self) -> Tensor | None:
+        # ‖·‖ of each row, where they say at a glance that a matrix is finite, not zero and fit to be squared:
+        # float64, `[..., m]`. Each in its own precision, which is right to 1e-6 at a quarter of the cost.
+        if not self.coarse or self.small or self.device.type != "cpu" or self._entries.dtype != torch.float32:
+            return None
+        lengths = torch.linalg.vector_norm(self._entries, dim=-1)
+        longest = lengths.amax(-1)
+        plain = bool(((longest > EVEN[0]) & (longest < EVEN[1])).all())
+        return lengths.double() if plain else None
+
+    @cached_property
     def unit(self) -> Tensor:
         """The largest magnitude of an entry: float64, batch shape; not finite where one is not."""
         low, high = self._extremes
@@ -209,6 +233,8 @@ class Residual:
         """Whether every entry of a matrix and of its weight is finite: bool, batch shape."""
         if self.empty:
             return torch.ones(self.batch_shape, dtype=torch.bool, device=self.device)
+        if self._lengths is not None:
+            return self._lengths.sum(-1).isfinite()
         return self.unit.isfinite()
 
     @cached_property
@@ -236,6 +262,8 @@ class Residual:
         """Whether every entry is exactly zero: bool, batch shape."""
         if self.empty:
             return torch.ones(self.batch_shape, dtype=torch.bool, device=self.device)
+        if self._lengths is not None:
+            return torch.zeros(self.batch_shape, dtype=torch.bool, device=self.device)
         return self.unit == 0
 
     @property
@@ -246,7 +274,24 @@ class Residual:
     @property
     def has_spectrum(self) -> bool:
         """Whether the whole spectrum is there, is cheap or will be asked for anyway."""
-        return self.small or "singular_values" in self.__dict__ or not NEED_SPECTRUM.isdisjoint(self.wants)
+        cheap = self.small and not self.coarse
+        return cheap or "singular_values" in self.__dict__ or not NEED_SPECTRUM.isdisjoint(self.wants)
+
+    @property
+    def has_squares(self) -> bool:
+        """Whether the eigenvalues of the Gram matrix take the place of the spectrum."""
+        return self.small and not self.has_spectrum and not self.empty
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """The squares of the singular values, right to rounding of the largest: float64 `[..., min(m, n)]`."""
+        return self._squares(self.matrices)
+
+    def _squares(self, matrices: Tensor) -> Tensor:
+        clean = torch.where(self.defined[..., None, None], matrices, 0.0)
+        short = clean if self.shape[0] <= self.shape[1] else clean.mT
+        values: Tensor = torch.linalg.eigvalsh(short @ short.mT).flip(-1).clamp(min=0)
+        return torch.where(self.defined[..., None], values, torch.nan)
 
     def compact(self, index: int) -> Tensor:
         """Return one matrix without its zero rows and columns, which add only zeros to the spectrum.
@@ -262,6 +307,18 @@ class Residual:
         rows, columns = (axis.reshape(-1, axis.shape[-1])[index] for axis in self.nonzero)
         matrix = self.matrices.reshape(-1, *self.shape)[index]
         return matrix if bool(rows.all()) and bool(columns.all()) else matrix[rows][:, columns]
+
+    @property
+    def _shares_gram(self) -> bool:
+        # σ₁ is proved and the rank counted on the same matrix.
+        return self.coarse and not {"rank", "rank_margin"}.isdisjoint(self.wants)
+
+    def _gram(self, index: int) -> Tensor:
+        """Return the lower triangle of the Gram matrix of the shorter side of `compact`, float64."""
+        if index not in self.grams:
+            A = self.compact(index)
+            self.grams[index] = lower_gram(A if A.shape[0] <= A.shape[1] else A.mT)
+        return self.grams[index]
 
     @cached_property
     def singular_values(self) -> Tensor:
@@ -286,12 +343,13 @@ class Residual:
             return self.full(math.nan)
         if self.has_spectrum:
             return self.singular_values[..., 0]
-        if self.differ is None:
-            return self.scale
+        if self.has_squares:
+            return self.squares[..., 0].sqrt()
 
         def norm(index: int) -> float:
             # What is left of a partial identity is often a small block.
-            return norm_of(self.compact(index), self.coarse, self.warm, ("residual", index))
+            gram = (lambda: self._gram(index)) if self._shares_gram else None
+            return norm_of(self.compact(index), self.coarse, self.warm, ("residual", index), gram)
 
         return self.each(norm)
 
@@ -303,20 +361,20 @@ class Residual:
     @cached_property
     def scale(self) -> Tensor:
         """The larger of σ₁(W) and σ₁(W_ref), whose rounding errors the residual carries."""
-        if self.differ is None and self.has_spectrum:
+        if self.differ is None:
             return self.largest
         if self.learned is not None and self.identity_scale is not None:
             around = norm_of(self.learned.weight, self.coarse, self.warm, ("weight", 0))
             return self.identity_scale.abs().clamp(min=around)
         weight = self._norms(self.weight, "weight")
-        if self.differ is None:
-            return weight
         if self.identity_scale is not None:
             return torch.maximum(weight, self.identity_scale.abs())
         assert self.reference is not None
         return torch.maximum(weight, self._norms(self.reference, "reference"))
 
     def _norms(self, matrices: Tensor, name: str) -> Tensor:
+        if self.small and self.coarse:
+            return self._squares(matrices)[..., 0].sqrt()
         if self.small:
             clean = torch.where(self.defined[..., None, None], matrices, 0.0)
             return torch.where(self.defined, torch.linalg.svdvals(clean)[..., 0], torch.nan)
@@ -332,24 +390,22 @@ class Residual:
         """‖A‖_F² / σ₁² of the batch shape, 0 for a zero matrix: from σ₁ to `LOOSE` where that is cheaper."""
         if self.empty:
             return self.full(math.nan)
-        if self.has_spectrum or "largest" in self.__dict__:
+        if self.has_spectrum or self.has_squares or "largest" in self.__dict__:
             return (self.frobenius / torch.where(self.largest > 0, self.largest, 1.0)).square()
         rows, columns = self._entries.shape[-2:]
         source = self._entries.reshape(-1, rows, columns)
-        units = self.unit.reshape(-1)
 
         def ratio(index: int) -> float:
-            work, _ = working(source[index], float(units[index]), self.coarse)
-            length = torch.empty(min(rows, columns), dtype=work.dtype, device=work.device)
-            start = self.warm.start(("residual", index), length) if self.warm else None
-            top = loose_top(work, start)
-            if top is None:
+            unit = 1.0 if self._lengths is not None else float(self.unit.reshape(-1)[index])
+            work, _ = working(source[index], unit, self.coarse)
+            square = loose_square(work, self.warm, ("residual", index))
+            if square is None:
                 return float(self.frobenius.reshape(-1)[index] / self.largest.reshape(-1)[index]) ** 2
-            if self.warm:
-                self.warm.keep(("residual", index), top)
-            # Each row in its own precision, all rows in float64: right to 1e-6 at a quarter of the cost.
-            squares = torch.linalg.vector_norm(work, dim=-1).double().square()
-            return float(squares.sum()) / top.value**2
+            if self._lengths is not None:
+                squares = self._lengths.reshape(-1, rows)[index].square()
+            else:
+                squares = torch.linalg.vector_norm(work, dim=-1).double().square()
+            return float(squares.sum()) / square
 
         return self.each(ratio)
 
@@ -374,6 +430,8 @@ class Residual:
         """‖A‖_F, float64, batch shape, from squares that neither overflow nor vanish."""
         if self.empty:
             return self.full(math.nan)
+        if self.has_squares:
+            return self.squares.sum(-1).sqrt()
         ordinary = (self.unit > 1e-100) & (self.unit < 1e100)
         unit = torch.where(ordinary | self.zero | ~self.defined, 1.0, self.unit)
         matrices = self.matrices if self.learned is None else self.learned.residual
@@ -400,7 +458,11 @@ class Residual:
     def _count(self, tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
         if self.empty:
             return self.full(math.nan), self.full(math.nan)
-        if not self.has_spectrum and self.coarse:
+        if self.has_squares and not margin:
+            counted = self._by_squares(tau)
+            if counted is not None:
+                return counted, self.full(math.nan)
+        elif not (self.has_spectrum or self.small) and self.coarse:
             found = [self._certified(index, t, margin) for index, t in enumerate(tau.reshape(-1).tolist())]
             if None not in found:
                 pairs = torch.tensor(found, dtype=torch.float64, device=self.device)
@@ -408,6 +470,17 @@ class Residual:
         values = self.singular_values
         count = torch.where(self.defined, (values > tau[..., None]).sum(-1).double(), torch.nan)
         return count, (values - tau[..., None]).abs().amin(-1)
+
+    def _by_squares(self, tau: Tensor) -> Tensor | None:
+        # As in `inertia`: None where a singular value is within rounding of τ, or τ within that of zero.
+        rounding = ROUNDING * max(self.shape) * EPS * self.squares[..., 0]
+        doubt = rounding + TAU_ERROR * tau.square()
+        clear = (self.squares - tau.square()[..., None]).abs().amin(-1) > doubt
+        decided = clear & (tau.square() > 100 * rounding)
+        if not bool((decided | self.zero | ~self.defined).all()):
+            return None
+        count = (self.squares > tau.square()[..., None]).sum(-1).double()
+        return torch.where(self.defined, count, torch.nan)
 
     def _certified(self, index: int, tau: float, margin: bool) -> tuple[float, float] | None:
         if not bool(self.defined.reshape(-1)[index]):
@@ -430,7 +503,7 @@ class Residual:
         found = None
         if not margin:
             found = count_by_range(A, tau, largest, frobenius, margin)
-        found = found or count_by_inertia(A, tau, largest, margin)
+        found = found or count_by_inertia(A, tau, largest, margin, self.grams.get(index))
         if found is None:
             return None
         distance = math.nan if found.margin is None else found.margin

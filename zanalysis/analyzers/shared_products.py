@@ -8,10 +8,11 @@ well, but its threads and torch's then wait for each other, at many times the co
 import torch
 from torch import Tensor
 
-__all__ = ["lower_gram", "times", "times_adjoint"]
+__all__ = ["block_times", "block_times_adjoint", "lower_gram", "times", "times_adjoint"]
 
 _PARTS = 4
 _FEWEST = 1 << 21
+_FEWEST_OF_BLOCK = 1 << 18
 
 
 def times(A: Tensor, v: Tensor) -> Tensor:
@@ -55,6 +56,45 @@ def times_adjoint(A: Tensor, u: Tensor) -> Tensor:
     return _row_times(u, A) if A.is_contiguous() else times(A.mT, u)
 
 
+def block_times(A: Tensor, X: Tensor) -> Tensor:
+    """Return X Aᵀ: A times each of a few row vectors.
+
+    Args:
+        A: `[m, n]`, row-major or the transpose of it.
+        X: `[k, n]`.
+
+    Returns:
+        `[k, m]`.
+
+    Example:
+        >>> block_times(torch.ones(2, 3), torch.ones(1, 3))
+        tensor([[3., 3.]])
+    """
+    if not A.is_contiguous() and _shared(A, _FEWEST_OF_BLOCK):
+        # The products of narrow blocks by a transpose crawl where a side is a power of two: 1.8 against 0.2 ms.
+        k, (n, m) = X.shape[0], A.mT.shape
+        parts = X.view(k, _PARTS, n // _PARTS).transpose(0, 1)
+        return torch.bmm(parts, A.mT.view(_PARTS, n // _PARTS, m)).sum(0)
+    return X @ A.mT
+
+
+def block_times_adjoint(A: Tensor, Y: Tensor) -> Tensor:
+    """Return Y A: Aᵀ times each of a few row vectors.
+
+    Args:
+        A: `[m, n]`, row-major or the transpose of it.
+        Y: `[k, m]`.
+
+    Returns:
+        `[k, n]`.
+
+    Example:
+        >>> block_times_adjoint(torch.ones(2, 3), torch.ones(1, 2))
+        tensor([[2., 2., 2.]])
+    """
+    return block_times(A.mT, Y)
+
+
 def lower_gram(A: Tensor) -> Tensor:
     """Return the lower triangle of A Aᵀ, from little more than half the products.
 
@@ -86,7 +126,7 @@ def _row_times(v: Tensor, B: Tensor) -> Tensor:
     return parts.sum(0).reshape(q)
 
 
-def _shared(A: Tensor) -> bool:
+def _shared(A: Tensor, fewest: int = _FEWEST) -> bool:
     row_major = A if A.is_contiguous() else A.mT
-    worth_it = A.device.type == "cpu" and A.numel() >= _FEWEST and torch.get_num_threads() > 1
+    worth_it = A.device.type == "cpu" and A.numel() >= fewest and torch.get_num_threads() > 1
     return worth_it and row_major.is_contiguous() and row_major.shape[0] % _PARTS == 0

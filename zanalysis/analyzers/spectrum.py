@@ -219,7 +219,7 @@ def rank(
         >>> rank(torch.ones(4, 3))
         tensor(1., dtype=torch.float64)
     """
-    return rank_of(Residual.of(W, reference, view), checked_tolerance(tolerance))[0]
+    return rank_of(Residual.of(W, reference, view, wants=("rank",)), checked_tolerance(tolerance))[0]
 
 
 def rank_margin(
