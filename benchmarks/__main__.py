@@ -34,7 +34,12 @@ def main() -> int:
                 row["name"], f"{row['ours_s']:.4g}", f"{row['peer_s']:.4g}", f"{row['ratio']:.3g}",
                 str(row["required"]), str(row["ours_value"]), str(row["peer_value"]),
             )  # fmt: skip
-            if row["ratio"] < row["required"]:
+            most = row.get("at_most")
+            if (
+                row["ratio"] > most
+                if most is not None
+                else isinstance(row["required"], int | float) and row["ratio"] < row["required"]
+            ):
                 short.append(row["name"])
     console = Console(width=200)
     console.print(table)

@@ -109,12 +109,12 @@ def _stable_ranks_together(layers: Sequence[Layer], view: View) -> dict[str, Mea
         values = stable_ranks(matrices)
     except Exception:
         return {}
-    numbers = torch.stack([values, torch.full_like(values, torch.nan), torch.full_like(values, CODES["ok"])], -1)
+    numbers = torch.stack(
+        [values, torch.full_like(values, torch.nan), torch.full_like(values, CODES["ok"])], -1
+    )
     known = values.isfinite().tolist()
     return {
-        layer.name: Measured(numbers[i].reshape(1, 1, 3), {})
-        for i, layer in enumerate(layers)
-        if known[i]
+        layer.name: Measured(numbers[i].reshape(1, 1, 3), {}) for i, layer in enumerate(layers) if known[i]
     }
 
 
@@ -163,6 +163,9 @@ def _measured(
             lambda key, error: on_error(layer, key, error),
             warm[layer.name],
         )
+        for sentence in warm[layer.name].missed:
+            on_error(layer, Key(NONE, NONE, "stable_rank"), RuntimeError(sentence))
+        warm[layer.name].missed.clear()
         # What is one number for the whole parameter, such as the scale of its identity, counts for each matrix.
         parts = [torch.stack([p.double().reshape(-1).expand(count) for p in m], -1) for m in measurements]
         numbers = torch.stack(parts, 1) if parts else torch.empty(count, 0, 3, dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 Everything is computed when it is first needed and at most once, so that the metrics of one parameter
 share their work: a whole spectrum, once there, gives the rest; where nobody asks for one, σ₁ comes
-from Lanczos and the rank from `inertia`.
+from Lanczos and the rank from `counting`.
 """
 
 import math
@@ -14,14 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zanalysis.analyzers.inertia import (
-    EPS,
-    ROUNDING,
-    TAU_ERROR,
-    count_by_inertia,
-    count_by_range,
-    gram_decides,
-)
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import (
     Learned,
@@ -309,11 +301,11 @@ class Residual:
         return matrix if bool(rows.all()) and bool(columns.all()) else matrix[rows][:, columns]
 
     @property
-    def _shares_gram(self) -> bool:
-        # σ₁ is proved and the rank counted on the same matrix.
+    def shares_gram(self) -> bool:
+        """Whether σ₁ is proved and the rank counted on the same Gram matrix."""
         return self.coarse and not {"rank", "rank_margin"}.isdisjoint(self.wants)
 
-    def _gram(self, index: int) -> Tensor:
+    def gram(self, index: int) -> Tensor:
         """Return the lower triangle of the Gram matrix of the shorter side of `compact`, float64."""
         if index not in self.grams:
             A = self.compact(index)
@@ -348,7 +340,7 @@ class Residual:
 
         def norm(index: int) -> float:
             # What is left of a partial identity is often a small block.
-            gram = (lambda: self._gram(index)) if self._shares_gram else None
+            gram = (lambda: self.gram(index)) if self.shares_gram else None
             return norm_of(self.compact(index), self.coarse, self.warm, ("residual", index), gram)
 
         return self.each(norm)
@@ -438,75 +430,3 @@ class Residual:
         matrices = matrices if bool((unit == 1).all()) else matrices / unit[..., None, None]
         norms = torch.linalg.vector_norm(matrices, dim=(-2, -1)) * unit
         return torch.where(self.defined, norms, torch.nan)
-
-    def count(self, rule: str, tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
-        """Count the singular values above τ, and measure how far the nearest one is from it.
-
-        Args:
-            rule: the name of the tolerance.
-            tau: float64, batch shape.
-            margin: whether the margin is wanted.
-
-        Returns:
-            The count and the margin (NaN where it is not wanted), of the batch shape; NaN where
-            undefined.
-        """
-        if rule not in self.counts:
-            self.counts[rule] = self._count(tau, margin or "rank_margin" in self.wants)
-        return self.counts[rule]
-
-    def _count(self, tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
-        if self.empty:
-            return self.full(math.nan), self.full(math.nan)
-        if self.has_squares and not margin:
-            counted = self._by_squares(tau)
-            if counted is not None:
-                return counted, self.full(math.nan)
-        elif not (self.has_spectrum or self.small) and self.coarse:
-            found = [self._certified(index, t, margin) for index, t in enumerate(tau.reshape(-1).tolist())]
-            if None not in found:
-                pairs = torch.tensor(found, dtype=torch.float64, device=self.device)
-                return pairs[:, 0].reshape(self.batch_shape), pairs[:, 1].reshape(self.batch_shape)
-        values = self.singular_values
-        count = torch.where(self.defined, (values > tau[..., None]).sum(-1).double(), torch.nan)
-        return count, (values - tau[..., None]).abs().amin(-1)
-
-    def _by_squares(self, tau: Tensor) -> Tensor | None:
-        # As in `inertia`: None where a singular value is within rounding of τ, or τ within that of zero.
-        rounding = ROUNDING * max(self.shape) * EPS * self.squares[..., 0]
-        doubt = rounding + TAU_ERROR * tau.square()
-        clear = (self.squares - tau.square()[..., None]).abs().amin(-1) > doubt
-        decided = clear & (tau.square() > 100 * rounding)
-        if not bool((decided | self.zero | ~self.defined).all()):
-            return None
-        count = (self.squares > tau.square()[..., None]).sum(-1).double()
-        return torch.where(self.defined, count, torch.nan)
-
-    def _certified(self, index: int, tau: float, margin: bool) -> tuple[float, float] | None:
-        if not bool(self.defined.reshape(-1)[index]):
-            return math.nan, math.nan
-        if bool(self.zero.reshape(-1)[index]):
-            return 0.0, tau
-        unit, frobenius = (float(t.reshape(-1)[index]) for t in (self.unit, self.frobenius))
-        # ‖A‖_F bounds σ₁, and an entry above τ shows that it is not noise: often no more has to be known.
-        loosely = self.learned is not None and not margin and tau < unit < 1e100
-        if loosely and gram_decides(max(self.shape), tau, frobenius):
-            found = count_by_inertia(self.compact(index), tau, frobenius, margin)
-            if found is not None:
-                return float(found.rank), math.nan
-        largest = float(self.largest.reshape(-1)[index])
-        if not (1e-100 < unit < 1e100 and gram_decides(max(self.shape), tau, largest)):
-            return None
-        if largest <= tau:
-            return (0.0, tau - largest) if largest < tau * (1 - 1e-6) else None
-        A = self.compact(index)
-        found = None
-        if not margin:
-            found = count_by_range(A, tau, largest, frobenius, margin)
-        found = found or count_by_inertia(A, tau, largest, margin, self.grams.get(index))
-        if found is None:
-            return None
-        distance = math.nan if found.margin is None else found.margin
-        if margin and min(A.shape) < min(self.shape):
-            distance = min(distance, tau)  # the zeros that were dropped
-        return float(found.rank), distance

@@ -29,7 +29,7 @@ def times(A: Tensor, v: Tensor) -> Tensor:
         >>> times(torch.ones(2, 3), torch.ones(3))
         tensor([3., 3.])
     """
-    if not _shared(A):
+    if not _shared(A, _FEWEST):
         return A @ v
     if A.is_contiguous():
         m, n = A.shape
@@ -51,7 +51,7 @@ def times_adjoint(A: Tensor, u: Tensor) -> Tensor:
         >>> times_adjoint(torch.ones(2, 3), torch.ones(2))
         tensor([2., 2., 2.])
     """
-    if not _shared(A):
+    if not _shared(A, _FEWEST):
         return u @ A
     return _row_times(u, A) if A.is_contiguous() else times(A.mT, u)
 
@@ -126,7 +126,7 @@ def _row_times(v: Tensor, B: Tensor) -> Tensor:
     return parts.sum(0).reshape(q)
 
 
-def _shared(A: Tensor, fewest: int = _FEWEST) -> bool:
+def _shared(A: Tensor, fewest: int) -> bool:
     row_major = A if A.is_contiguous() else A.mT
     worth_it = A.device.type == "cpu" and A.numel() >= fewest and torch.get_num_threads() > 1
     return worth_it and row_major.is_contiguous() and row_major.shape[0] % _PARTS == 0
