@@ -47,6 +47,12 @@ ALWAYS_PROVED = 384
 CHECKED_EVERY = 64
 """How many records of a longer matrix are refined before it is made sure again that nothing was missed."""
 
+UNSEEN = (
+    "σ₁ belongs to a direction that was not followed before: if it led already, the stable rank was too high "
+    "for up to {} records"
+)
+HALF = 0.5
+
 FEWEST_FOR_BLOCKS = 64
 
 REFINED = 8e-5
@@ -128,10 +134,11 @@ def loose_square(work: Tensor, warm: WarmStart | None, key: Hashable) -> float |
 
 def _refined_square(work: Tensor, warm: WarmStart, key: Hashable, block: Tensor) -> float | None:
     tall = work if work.shape[-2] >= work.shape[-1] else work.mT
-    found = None
+    found, share = None, 1.0
     for _ in range(ROUNDS):
         warm.uses += 1
         found = refined(tall, block, RANDOM_SEED + warm.uses)
+        share = min(share, found.share)
         if found.error <= REFINED:
             break
         block = found.vectors
@@ -141,10 +148,10 @@ def _refined_square(work: Tensor, warm: WarmStart, key: Hashable, block: Tensor)
     checked = due or min(work.shape) <= ALWAYS_PROVED
     if checked and not _leads(work, found.square, warm):
         if min(work.shape) > ALWAYS_PROVED:
-            warm.missed.append(
-                f"a singular value that exceeded the largest known one went unseen for up to {CHECKED_EVERY} records"
-            )
+            warm.missed.append(UNSEEN.format(CHECKED_EVERY))
         return None
+    if share < HALF and not checked:
+        warm.missed.append(UNSEEN.format(warm.unchecked.get(key, 0) + 1))
     warm.keep(key, found.vectors, checked)
     return found.square
 
