@@ -115,7 +115,8 @@ def test_the_answer_sets_the_number_of_blocks():
     for _ in range(20):
         record(easy, [E])
         depths.append(easy.depth)
-    assert depths == sorted(depths, reverse=True) and depths[-1] == 1
+    assert depths == sorted(depths, reverse=True)
+    assert depths[-1] == 1
 
 
 def test_a_direction_orthogonal_to_all_is_found_at_the_next_check_at_the_latest():

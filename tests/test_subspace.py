@@ -9,7 +9,7 @@ from zanalysis.analyzers.lanczos import WarmStart, top_singular
 from zanalysis.analyzers.metrics import plan
 from zanalysis.analyzers.small import stable_ranks
 from zanalysis.analyzers.spectrum import stable_rank
-from zanalysis.analyzers.subspace import KEPT, refined
+from zanalysis.analyzers.subspace import KEPT, Refined, refined
 
 
 def draw(*shape, seed=0):
@@ -129,20 +129,27 @@ class TestSmall:
         assert stable_ranks([matrix]).item() == pytest.approx(float(stable_rank(matrix)), rel=1e-5)
 
 
-def test_what_was_seen_late_is_an_event_of_the_record(monkeypatch, caplog):
+@pytest.mark.parametrize("how", ["by a check", "by its direction"])
+def test_what_was_seen_late_is_an_event_of_the_record(monkeypatch, caplog, how):
+    """A refinement that does not see the new direction at all, until a check does, or that sees it of itself."""
     from hooks import RankTracker, every
+
+    def blind(A, vectors, seed):
+        return Refined(1.0, 0.0, vectors, 1.0) if how == "by a check" else refined(A, vectors, seed)
 
     monkeypatch.setattr(norms, "ALWAYS_PROVED", 0)
     monkeypatch.setattr(norms, "CHECKED_EVERY", 4)
+    monkeypatch.setattr(norms, "refined", blind)
     model = torch.nn.Linear(200, 200, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.diag(torch.linspace(1, 0.05, 200)))
     with RankTracker(model, schedule=every(1), metrics="stable_rank") as tracker:
         with torch.no_grad():
-            model.weight[199, 199] = 1.0003
-        for _ in range(6):
+            model.weight[199, 199] = 1.0003 if how == "by a check" else 10.0
+        for _ in range(4):
             tracker.step()
     values = tracker.table()["value"]
     assert values.iloc[-1] == pytest.approx(literal(model.weight.detach()), rel=1e-4)
-    assert bool((abs(values[1:] / values.iloc[-1] - 1) > 1e-4).any())
     assert "a direction that was not followed before" in caplog.text
+    late = abs(values[1:] / values.iloc[-1] - 1) > 1e-4
+    assert late.sum() == (3 if how == "by a check" else 0)
