@@ -7,6 +7,7 @@ gives them for one parameter. The order is the layout of a run file's columns.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,16 @@ from zanalysis.analyzers.statuses import CODES
 from zanalysis.analyzers.symmetry import distinct_rows
 from zanalysis.errors import InputError, did_you_mean
 
-__all__ = ["NONE", "Key", "Measurement", "Plan", "UserMetric", "checked_metrics"]
+__all__ = [
+    "NONE",
+    "Key",
+    "Measurement",
+    "Plan",
+    "UserMetric",
+    "checked_metrics",
+    "failed_measurement",
+    "scale_measurement",
+]
 
 NONE = "none"
 """How a table names the absence of a reference or of a tolerance."""
@@ -144,6 +154,11 @@ class Plan:
         return SPECTRUM in self.metrics
 
     @property
+    def wants(self) -> list[str]:
+        """The metrics that are asked for by name."""
+        return [metric for metric in self.metrics if isinstance(metric, str)]
+
+    @property
     def has_user_metrics(self) -> bool:
         """Whether code that is not ours will run."""
         return any(callable(metric) for metric in self.metrics)
@@ -184,24 +199,42 @@ class Plan:
             The measurements, one for each of `keys`, and the singular values by reference where
             they were asked for.
         """
-        measured: dict[Key, Measurement] = {}
-        spectra: dict[str, Tensor] = {}
-        residuals: dict[str, Residual] = {}
         W = checked_parameter(W)
-        wants = [metric for metric in self.metrics if isinstance(metric, str)]
 
         def residual(name: str) -> Residual:
-            if name not in residuals:
-                part = None if warm is None else warm.under(name)
-                residuals[name] = Residual.of(W, references[name], view, part, wants)
-            return residuals[name]
+            part = None if warm is None else warm.under(name)
+            return Residual.of(W, references[name], view, part, self.wants)
 
+        failed = failed_measurement(W.shape[:-2] if W.ndim == 3 else torch.Size(), W.device)
+        return self.evaluate_residuals(residual, lambda: _scale(computable(W)), failed, on_error)
+
+    def evaluate_residuals(
+        self,
+        residual_of: Callable[[str], Residual],
+        scale: Callable[[], Measurement],
+        failed: Measurement,
+        on_error: Callable[[Key, Exception], None] | None = None,
+    ) -> tuple[list[Measurement], dict[str, Tensor]]:
+        """Measure one parameter, whichever way its residuals are come by.
+
+        Args:
+            residual_of: gives the residual of a reference; asked at most once for each.
+            scale: measures `identity_scale`.
+            failed: what stands for a metric that failed.
+            on_error: as for `evaluate`.
+
+        Returns:
+            As `evaluate`.
+        """
+        measured: dict[Key, Measurement] = {}
+        spectra: dict[str, Tensor] = {}
+        residual = lru_cache(maxsize=None)(residual_of)
         rules = {str(tolerance): tolerance for tolerance in self.tolerances}
         by_name = dict(zip(self._names, (m for m in self.metrics if m != SPECTRUM), strict=True))
         for key in self.keys:
             try:
                 if key.metric == "identity_scale":
-                    measured[key] = _scale(computable(W))
+                    measured[key] = scale()
                 else:
                     measured[key] = _measure(
                         residual(key.reference), by_name[key.metric], rules.get(key.tolerance_rule, "default")
@@ -210,7 +243,7 @@ class Plan:
                 if on_error is None:
                     raise
                 on_error(key, error)
-                measured[key] = _failed(W)
+                measured[key] = failed
         if self.wants_spectrum:
             for name in self.references:
                 try:
@@ -236,9 +269,21 @@ def _measure(residual: Residual, metric: str | UserMetric, tolerance: spectrum.T
 
 
 def _scale(W: Tensor) -> Measurement:
-    value = identity_scale_of(W)
-    word = torch.where(value.isnan(), CODES["no_common_diagonal"], CODES["ok"])
     finite = W.isfinite().flatten(-2).all(-1) if W.ndim <= 3 else W.isfinite().all()
+    return scale_measurement(identity_scale_of(W), finite)
+
+
+def scale_measurement(value: Tensor, finite: Tensor) -> Measurement:
+    """Return `identity_scale` as it is recorded.
+
+    Args:
+        value: α, NaN where there is none.
+        finite: whether the weight is.
+
+    Returns:
+        The measurement.
+    """
+    word = torch.where(value.isnan(), CODES["no_common_diagonal"], CODES["ok"])
     word = torch.where(finite, word, CODES["nonfinite"])
     return Measurement(
         torch.where(finite, value, torch.nan), torch.full_like(value, torch.nan), word.to(torch.uint8)
@@ -258,8 +303,17 @@ def _code_of_user(value: Tensor) -> Tensor:
     return torch.where(value.isfinite(), CODES["ok"], CODES["nonfinite"]).to(torch.uint8)
 
 
-def _failed(W: Tensor) -> Measurement:
-    nothing = torch.full(W.shape[:-2] if W.ndim == 3 else (), torch.nan, dtype=torch.float64, device=W.device)
+def failed_measurement(shape: torch.Size, device: torch.device) -> Measurement:
+    """Return what stands for a metric that failed.
+
+    Args:
+        shape: the batch shape.
+        device: where the others are.
+
+    Returns:
+        NaN, with the status ``error``.
+    """
+    nothing = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
     return Measurement(nothing, nothing, torch.full_like(nothing, CODES["error"]).to(torch.uint8))
 
 
