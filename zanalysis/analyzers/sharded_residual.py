@@ -146,17 +146,17 @@ class ShardedResidual(Residual):
         return "whole" in self.__dict__
 
     @property
-    def kept(self) -> Tensor:  # type: ignore[override]
+    def kept(self) -> Tensor:
         """W, brought together."""
         return self.whole.kept
 
     @property
-    def differ(self) -> Any:  # type: ignore[override]
+    def differ(self) -> Any:
         """Give `W − W_ref`, brought together; None where there is no reference."""
         return self.whole.differ if self.refers else None
 
     @property
-    def initial(self) -> Any:  # type: ignore[override]
+    def initial(self) -> Any:
         """Give W_ref, brought together; None where there is no reference."""
         return self.whole.initial if self.refers else None
 

@@ -66,7 +66,7 @@ def values_from_gram(gram: Tensor, long: int) -> Tensor | None:
         >>> values_from_gram(torch.diag(torch.tensor([9.0, 4.0], dtype=torch.float64)), 5)
         tensor([3., 2.], dtype=torch.float64)
     """
-    squares = torch.linalg.eigvalsh(gram).flip(0)
+    squares: Tensor = torch.linalg.eigvalsh(gram).flip(0)
     if not len(squares):
         return squares
     largest, smallest = float(squares[0]), float(squares[-1])
