@@ -200,6 +200,10 @@ class Part:
             self._work = ((of, scale), entries if scale == 1.0 else entries * scale)
         return self._work[1]
 
+    def forget(self) -> None:
+        """Let go of what `work` keeps."""
+        self._work = None
+
     def _look(self, entries: Tensor, out: Tensor) -> Tensor:
         m = self.shape[0]
         magnitudes = entries.abs()
