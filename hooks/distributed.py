@@ -163,11 +163,10 @@ def _with_sharded_features(z: Tensor, features: int, parameter: Any) -> Any:
         pieces = [len(piece) for piece in z.new_empty(features).chunk(mesh.size(axis))]
         place = mesh.get_coordinate()[axis]
         if place < len(pieces) and pieces[place] == z.shape[-1]:
-            shape = (*z.shape[:-1], features)
             part = mesh if mesh.ndim == 1 else mesh[mesh.mesh_dim_names[axis]]
-            return DTensor.from_local(
-                z, part, [Shard(z.ndim - 1)], run_check=False, shape=shape, stride=z.new_empty(shape, device="meta").stride()
-            )  # fmt: skip
+            like = z.new_empty((*z.shape[:-1], features), device="meta")
+            placements = [Shard(z.ndim - 1)]
+            return DTensor.from_local(z, part, placements, shape=like.shape, stride=like.stride())
     raise RuntimeError(f"its output has {z.shape[-1]} features, not {features}, for no reason that is known")
 
 

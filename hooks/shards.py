@@ -22,7 +22,7 @@ from zanalysis.analyzers.parts import Of, Op, Part, length, takes_maximum
 from zanalysis.analyzers.residual import Residual
 from zanalysis.analyzers.sharded import Shards, evaluate_shards
 from zanalysis.analyzers.span import ActivationSpan
-from zanalysis.analyzers.span_sums import packed, span_of_sums, sum_length, summands, unpacked
+from zanalysis.analyzers.span_sums import packed, span_facts, span_of_sums, sum_length, summands, unpacked
 
 __all__ = ["Moment", "ShardedLayers"]
 

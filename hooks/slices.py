@@ -99,11 +99,13 @@ def indices(tensor: Any) -> list[Tensor] | None:
         if strides > 1 and len(found[dim]) % (strides * count):
             return None
         blocks = found[dim].chunk(strides) if strides > 1 else (found[dim],)
-        pieces = [block.chunk(count) for block in blocks]
-        found[dim] = torch.cat(
-            [piece[place[axis]] if place[axis] < len(piece) else block[:0] for piece, block in zip(pieces, blocks, strict=True)]
-        )  # fmt: skip
+        found[dim] = torch.cat([_piece(block, count, place[axis]) for block in blocks])
     return found if tuple(map(len, found)) == tuple(held.shape) else None
+
+
+def _piece(block: Tensor, count: int, place: int) -> Tensor:
+    pieces = block.chunk(count)
+    return pieces[place] if place < len(pieces) else block[:0]
 
 
 def counts(tensor: Any, team: Team) -> bool:
