@@ -17,6 +17,7 @@ rows; they are refused by name.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from hooks.layers import Layer
@@ -25,7 +26,73 @@ from zanalysis.errors import InputError
 if TYPE_CHECKING:
     from hooks.team import Team
 
-__all__ = ["NoWriter", "check_supported", "initial_weights", "local_samples", "team_of"]
+__all__ = [
+    "NoWriter",
+    "agree_on_zeros",
+    "check_supported",
+    "initial_weights",
+    "is_distributed",
+    "local_samples",
+    "reshard",
+    "team_of",
+    "whole_of",
+]
+
+
+def is_distributed(tensor: object) -> bool:
+    """Say whether a tensor is a `DTensor`, without importing what that is.
+
+    Args:
+        tensor: anything.
+
+    Returns:
+        Whether it is.
+    """
+    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+
+
+def whole_of(tensor: Tensor) -> Tensor:
+    """Return all of a tensor; of a `DTensor` in all processes that hold it, at the same time.
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        It, or what its parts are together; parts that are offloaded are brought to the mesh's device.
+    """
+    if not is_distributed(tensor):
+        return tensor
+    parts: Any = tensor
+    found: Tensor = parts.to(parts.device_mesh.device_type).full_tensor()
+    return found
+
+
+def agree_on_zeros(model: nn.Module, described: list[dict[str, Any]], team: "Team") -> None:
+    """Say of a sharded parameter that it is zero where all its parts are.
+
+    Args:
+        model: the model.
+        described: its parameters as each process sees its own parts, in their order; changed.
+        team: the processes.
+    """
+    filled = torch.tensor([not parameter["zero"] for parameter in described], dtype=torch.float64)
+    together = team.everyone(filled).tolist()
+    for parameter, (_, tensor), filled_anywhere in zip(
+        described, model.named_parameters(), together, strict=True
+    ):
+        if is_distributed(tensor):
+            parameter["zero"] = not filled_anywhere
+
+
+def reshard(model: Any) -> None:
+    """Let FSDP2 put its parameters back in parts, which it leaves whole behind some forwards.
+
+    Args:
+        model: the model; of another kind nothing is done.
+    """
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            module.reshard()
 
 
 def check_supported(model: Any, tensors: Iterable[str]) -> None:
@@ -112,29 +179,26 @@ def _data_parallel_groups(model: nn.Module) -> list[Any]:
     return [module.process_group for module in found[:1]]
 
 
-def local_samples(z: Tensor, features: int, layer: Layer, team: "Team | None") -> Tensor | None:
-    """Return the samples that this process adds to a span.
+def local_samples(z: Tensor, layer: Layer, team: "Team") -> Tensor | None:
+    """Return the samples of a layer that this process has, and no other has too.
 
     Samples that are sharded over the batch or the sequence are each process's own. Features that are
     sharded, as behind a column-wise parallel layer, are brought together first, in which every process of
     the mesh takes part. Samples that several processes have alike count once.
 
     Args:
-        z: the output of a layer, a `DTensor` or this process's part.
-        features: how many the layer has.
+        z: the output of a layer, or its gradient: a `DTensor` or this process's part.
         layer: whose output it is.
         team: the processes.
 
     Returns:
         The samples, all features; None where another process has the same.
     """
-    from hooks.slices import is_distributed
-
-    if team is None:
-        return z
-    parameter: Any = layer.parameter
     if not is_distributed(z):
-        if z.shape[-1] == features or not is_distributed(parameter):
+        parameter: Any = layer.parameter
+        features = layer.shape[1 if isinstance(layer.owner, nn.Embedding) else 0]
+        known = isinstance(layer.owner, nn.Linear | nn.Embedding) and is_distributed(parameter)
+        if not known or z.shape[-1] == features:
             return z
         z = _with_sharded_features(z, features, parameter)
     from torch.distributed.tensor import Replicate
@@ -183,20 +247,19 @@ def initial_weights(
     Returns:
         Each process's part, as its layers are sharded.
     """
-    from hooks.slices import is_distributed, sliced
+    from hooks.slices import sliced
 
     parts: dict[str, Tensor] = {}
     for layer in layers:
         like: Any = layer.read()
-        whole = like.new_empty(0) if wholes is None else wholes[layer.name]
-        if not is_distributed(like):
-            parts[layer.name] = whole.reshape(like.shape) if wholes is not None else like.clone()
-            continue
-        held = like.to_local()
-        here = held.new_empty(like.shape, device=team.device)
-        if wholes is not None:
-            here.copy_(whole.reshape(like.shape))
-        parts[layer.name] = _like(sliced(team.sent(here), like).to(held.device), like)
+        whole = None if wholes is None else wholes[layer.name].reshape(like.shape)
+        if is_distributed(like):
+            held = like.to_local()
+            here = held.new_empty(like.shape, device=team.device)
+            here = here if whole is None else here.copy_(whole)
+            parts[layer.name] = _like(sliced(team.sent(here), like).to(held.device), like)
+        else:
+            parts[layer.name] = like if whole is None else whole.to(like.device)
     return parts
 
 

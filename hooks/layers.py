@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from zanalysis.analyzers.matrices import View, matricize
-from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
+from zanalysis.errors import InputError, did_you_mean
 from zanalysis.runfile.schema import plain
 
 __all__ = ["Layer", "Selection", "as_parameter", "layer_name", "select_layers", "tapped_layers"]
@@ -60,7 +60,18 @@ class Layer:
 
     def read(self) -> Tensor:
         """Return the weight that counts, as it is now: detached, a Conv1d kernel as `[out, in, taps, 1]`."""
-        return as_parameter(_effective(self.owner, self.attribute), self.owner)
+        return self.laid_out(_effective(self.owner, self.attribute))
+
+    def laid_out(self, parameter: Tensor) -> Tensor:
+        """Return a parameter in the layout of `read`.
+
+        Args:
+            parameter: of the layer's own shape.
+
+        Returns:
+            A view of it.
+        """
+        return as_parameter(parameter, self.owner)
 
     @property
     def parametrized(self) -> bool:
@@ -174,7 +185,8 @@ def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
                 continue
             seen.add(identity)
             # Only the shapes matter here; a meta tensor costs nothing.
-            matrices = matricize(as_parameter(parameter.detach().to("meta"), module), view)
+            outline = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            matrices = matricize(as_parameter(outline, module), view)
             if min(matrices.shape[-2:]) < 2 or matrices.shape[:-2].numel() == 0:
                 continue
             name = layer_name(qualified)
@@ -201,8 +213,6 @@ def _check_parameter(name: str, parameter: Tensor) -> None:
         raise InputError(
             f"{name} is on the meta device and holds no numbers; load the weights before attaching."
         )
-    if type(parameter).__name__ == "DTensor":
-        raise NotBuiltYetError(f"recording a sharded parameter ({name} is a DTensor)")
 
 
 def as_parameter(parameter: Tensor, owner: nn.Module) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -239,12 +240,13 @@ class Reducer(Observer):
         references: Mapping[str, Mapping[str, Reference]],
         view: View,
     ) -> dict[str, Measured]:
-        def failed(layer: Layer, key: Key, error: Exception) -> None:
-            of = "" if tensor == "weight" else f"the {tensor.replace('_', ' ')} of "
-            text = f"{key.metric} (reference {key.reference}) of {of}{layer.name}: {error}"
-            self._journal.note(self._step, "error", f"{layer.name}/{tensor}/{key}", text, layer.name)
-
+        failed = partial(self._failed, tensor)
         return measure(group, self._plans[tensor], references, view, self._warm[tensor], failed)
+
+    def _failed(self, tensor: str, layer: Layer, key: Key, error: Exception) -> None:
+        of = "" if tensor == "weight" else f"the {tensor.replace('_', ' ')} of "
+        text = f"{key.metric} (reference {key.reference}) of {of}{layer.name}: {error}"
+        self._journal.note(self._step, "error", f"{layer.name}/{tensor}/{key}", text, layer.name)
 
     def _tell(self, step: int, numbers: Numbers) -> None:
         if self._on_record is None:

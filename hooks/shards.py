@@ -6,14 +6,16 @@ as if it were alone, in the others nothing happens but answers.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from hooks.slices import How, counts, how_to, indices, is_distributed, local, part_of, sliced
+from hooks.distributed import is_distributed
+from hooks.packing import packed, unpacked
+from hooks.slices import How, counts, how_to, indices, local, part_of, sliced
 from hooks.team import Message, Task, Team
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import Reference, View, computable
@@ -22,12 +24,12 @@ from zanalysis.analyzers.parts import Of, Op, Part, length, takes_maximum
 from zanalysis.analyzers.residual import Residual
 from zanalysis.analyzers.sharded import Shards, evaluate_shards
 from zanalysis.analyzers.span import ActivationSpan
-from zanalysis.analyzers.span_sums import packed, span_facts, span_of_sums, sum_length, summands, unpacked
+from zanalysis.analyzers.span_sums import span_facts, span_of_sums, sum_length, summands
 
 __all__ = ["Moment", "ShardedLayers"]
 
 _T = TypeVar("_T")
-_GATHER, _BATCH, _DESCRIBE, _SPAN, _PACKED = 20, 21, 22, 23, 24
+_GATHER, _BATCH, _DESCRIBE, _SPAN, _PACKED, _READ = 20, 21, 22, 23, 24, 25
 _FACTS = 8
 
 
@@ -47,6 +49,7 @@ class ShardedLayers:
         references: Mapping[str, Mapping[str, Reference]],
         view: View,
         warm: Mapping[str, WarmStart],
+        parametrized: Collection[str] = (),
     ) -> None:
         """Keep what every process knows.
 
@@ -57,8 +60,10 @@ class ShardedLayers:
             references: by layer and name; a sharded layer's in parts, or whole.
             view: how a kernel becomes a matrix.
             warm: the state of each layer from its last record.
+            parametrized: the layers whose weight is computed from what is trained.
         """
         self.team = team
+        self.parametrized = frozenset(parametrized)
         self.names = list(names)
         self.plan = plan
         self.references = references
@@ -92,18 +97,19 @@ class Moment:
         self._parts: dict[tuple[int, int], Part] = {}
         self._tensors: dict[int, Tensor] = {}
 
-    def share(self, work: Callable[[], _T]) -> _T | None:
+    def share(self, number: int, work: Callable[[], _T]) -> _T | None:
         """Record the step: in the leader by doing the work, in the others by answering it.
 
         Args:
+            number: of the moment; it grows from each to the next.
             work: what the leader does, within which `measured`, `whole` and `span` may be called.
 
         Returns:
             What it returns; None in the others.
         """
         if self.team.leader:
-            return self.team.lead(work)
-        self.team.follow(self._answer)
+            return self.team.lead(number, work)
+        self.team.follow(number, self._answer)
         return None
 
     # The leader's side.
@@ -121,6 +127,9 @@ class Moment:
             As `Plan.evaluate`.
         """
         layer = self.layers.names.index(name)
+        if name in self.layers.parametrized:
+            # What acts is computed from the parts, which is itself a collective.
+            self.team.together(Message(Task.TOGETHER, 0, (_READ, layer), None), self._answer)
         tensor, plan, view = self._tensor(layer), self.plan, self.layers.view
         references, warm = self._references(layer), self.layers.warm[name]
         how = how_to(tensor, view, _identity(plan))
@@ -238,6 +247,8 @@ class Moment:
 
     def _answer(self, message: Message) -> Any:
         code, layer = int(message.what[0]), int(message.what[1])
+        if code == _READ:
+            return partial(self._tensor, layer)
         if code == _GATHER:
             return self._gathering(layer, Of(int(message.what[3])), int(message.what[2]))
         if code == _BATCH:

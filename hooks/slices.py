@@ -1,31 +1,16 @@
-"""Where in a whole tensor the part lies that this process has of it.
-
-A `DTensor` of torch.distributed.tensor is known here by its name alone, so that nothing is imported for
-models that have none.
-"""
+"""Where in a whole tensor the part lies that this process has of it."""
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hooks.distributed import is_distributed
 from hooks.team import Team
 from zanalysis.analyzers.matrices import View, matricize
 from zanalysis.analyzers.parts import Part, Split
 
-__all__ = ["How", "counts", "how_to", "indices", "is_distributed", "local", "part_of", "sliced"]
-
-
-def is_distributed(tensor: object) -> bool:
-    """Say whether a tensor is a `DTensor`.
-
-    Args:
-        tensor: anything.
-
-    Returns:
-        Whether it is.
-    """
-    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+__all__ = ["How", "counts", "how_to", "indices", "local", "part_of", "sliced"]
 
 
 class How(NamedTuple):

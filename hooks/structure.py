@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from hooks.distributed import is_distributed, whole_of
 from hooks.layers import Layer, layer_name
 from zanalysis._version import __version__
 from zanalysis.analyzers.symmetry import recognize_start
@@ -58,7 +59,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
                 "shape": list(parameter.shape),
                 "dtype": str(parameter.dtype).removeprefix("torch."),
                 "trained": parameter.requires_grad,
-                "zero": not bool(parameter.detach().any()),
+                "zero": not bool(_held(parameter).any()),
             }
             for name, parameter in model.named_parameters()
         ],
@@ -78,7 +79,7 @@ def describe_layers(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """
     described = []
     for layer in layers:
-        weight = layer.read()
+        weight = whole_of(layer.read())
         described.append(
             {
                 "name": layer.name,
@@ -90,6 +91,13 @@ def describe_layers(layers: Sequence[Layer]) -> list[dict[str, Any]]:
             }
         )
     return described
+
+
+def _held(parameter: torch.Tensor) -> torch.Tensor:
+    # Of what several processes hold in parts, this one's.
+    parts: Any = parameter.detach()
+    held: torch.Tensor = parts.to_local() if is_distributed(parts) else parts
+    return held
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ not know it owes. What fails in one of them travels with its answer, and the oth
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
@@ -43,6 +44,8 @@ class Task(IntEnum):
     """Answer, and take the largest."""
     TOGETHER = 3
     """Prepare something, and where nobody fails run what is itself a collective of the whole team."""
+    BEGIN = 4
+    """A moment begins; what follows until `END` is about it."""
 
 
 class Message(NamedTuple):
@@ -65,6 +68,8 @@ Answer = Callable[[Message], Any]
 """Gives float64 numbers to a `SUM` or `MAXIMUM`, and to a `TOGETHER` the collective to run."""
 
 _WORDS = 8
+PATIENCE = 20.0
+"""Seconds after which a process that waits says for whom."""
 
 
 class Team:
@@ -86,6 +91,7 @@ class Team:
         self.sizes = tuple(dist.get_world_size(group) for group in self._groups)
         self.leader = not any(self.coordinates)
         self.device = _device_of(self._groups[0])
+        self._ahead: Message | None = None
 
     @property
     def members(self) -> int:
@@ -167,7 +173,7 @@ class Team:
         )
         failures = torch.zeros(self.members, 2, dtype=torch.int64)
         failures[self.number] = torch.tensor([kind, len(words)])
-        failures = self.everyone(failures).cpu()
+        failures = self._patiently(failures).cpu()
         failed = failures[:, 0].nonzero()[:, 0].tolist()
         if not failed:
             return
@@ -182,17 +188,36 @@ class Team:
         said = bytes(text[:length].tolist()).decode(errors="replace")
         raise _ERRORS[kind - 1](said)
 
+    def _patiently(self, numbers: Tensor) -> Tensor:
+        # As `everyone`; who waits for long is told for whom.
+        numbers = numbers.to(self.device)
+        for group in self._groups:
+            work = dist.all_reduce(numbers, group=group, async_op=True)
+            told, began = False, time.monotonic()
+            while not told and not work.is_completed():
+                time.sleep(0.001)
+                told = time.monotonic() - began > PATIENCE
+            if told:
+                _log.warning(
+                    "waiting for the other processes of a distributed model: each of them must attach a tracker; "
+                    "for one on rank 0 alone, pass what DistributedDataParallel wraps (model.module)."
+                )
+            work.wait()
+        return numbers
+
     # The leader's side and the others'.
 
-    def lead(self, work: Callable[[], _T]) -> _T:
+    def lead(self, moment: int, work: Callable[[], _T]) -> _T:
         """Do what only the leader does, while the others follow.
 
         Args:
+            moment: a number that grows with each moment; two may have the same.
             work: may call `ask` and `together`.
 
         Returns:
             What it returns.
         """
+        self._tell(Message(Task.BEGIN, 0, (moment,), None))
         try:
             return work()
         finally:
@@ -244,16 +269,29 @@ class Team:
             raise PeerError("another process could not do its part; its own log says why")
         return run()
 
-    def follow(self, answer: Answer) -> None:
+    def follow(self, moment: int, answer: Answer) -> None:
         """Do what the leader says until it says that there is nothing more.
 
+        A moment that only the leader has reached is answered with failures, and one that it has left out
+        is passed over: so processes in which something failed find together again.
+
         Args:
+            moment: the moment that this process has reached.
             answer: this process's way to answer; what it raises is logged here and told to the leader.
         """
         while True:
-            message = self._heard()
-            if message.task == Task.END:
+            begun = self._ahead or self._heard()
+            self._ahead = None
+            at = int(begun.what[0])
+            if at > moment:
+                self._ahead = begun
                 return
+            self._serve(answer if at == moment else _unprepared)
+            if at == moment:
+                return
+
+    def _serve(self, answer: Answer) -> None:
+        while (message := self._heard()).task != Task.END:
             if message.task == Task.TOGETHER:
                 run, error = _prepared(message, answer)
                 if not self._count_failures(error):
@@ -299,6 +337,10 @@ class Team:
                 group = self._groups[axis]
                 dist.reduce(numbers, dist.get_global_rank(group, 0), how, group=group)
         return numbers
+
+
+def _unprepared(message: Message) -> Any:
+    raise RuntimeError("this process had nothing ready for it")
 
 
 def _answered(message: Message, answer: Answer, device: torch.device) -> tuple[Tensor, Exception | None]:

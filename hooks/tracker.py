@@ -2,8 +2,9 @@
 
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from torch import nn
 from hooks.account import Account
 from hooks.arguments import check_settings, checked_attributes, checked_path, checked_tensors
 from hooks.columns import Columns, plans_of
+from hooks.distributed import agree_on_zeros, check_supported, reshard, team_of
 from hooks.journal import Journal
 from hooks.layers import Selection, select_layers
 from hooks.reducer import OnRecord, Reducer
@@ -25,7 +27,7 @@ from hooks.taps import Taps, unwrapped
 from zanalysis.analyzers.matrices import View
 from zanalysis.analyzers.metrics import UserMetric
 from zanalysis.errors import NotBuiltYetError
-from zanalysis.runfile import MemoryWriter, RunWriter
+from zanalysis.runfile import Initial, MemoryWriter, RunWriter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +119,10 @@ class RankTracker:
         followed = checked_tensors(tensors)
         check_settings(schedule, start, spectrum_size, on_full, flush_seconds)
         schedule = every(50) if schedule is None else schedule
+        check_supported(model, followed)
+        reshard(model)
         chosen = select_layers(model, layers, view)
+        team = team_of(model, chosen)
         optimizers = unwrapped(optimizer)
         named = named_references(reference, chosen)
         plans = plans_of(followed, metrics, tuple(named), tolerance)
@@ -127,7 +132,7 @@ class RankTracker:
         }
         self._columns = Columns(chosen, plans, spectrum_size)
         self._account = Account()
-        described = {
+        described: dict[str, Any] = {
             "model": describe_model(model),
             "layers": describe_layers(chosen),
             "optimizers": describe_optimizer(optimizers),
@@ -143,14 +148,17 @@ class RankTracker:
             "user": checked_attributes(attributes),
             "resumed": [],
         }
+        if team is not None:
+            agree_on_zeros(model, described["model"]["parameters"], team)
         self._memory: MemoryWriter | None = None
         self._path: str | None = None
         self._open = True
         with ExitStack() as undo:
-            if path is None:
-                self._memory = MemoryWriter(self._columns.series, self._columns.spectra, described)
-                self._journal = Journal(self._memory)
-            else:
+
+            def open_file(initials: Iterable[Initial]) -> tuple[Journal, Iterable[Initial] | None]:
+                if path is None:
+                    self._memory = MemoryWriter(self._columns.series, self._columns.spectra, described)
+                    return Journal(self._memory), None
                 self._path = checked_path(path)
                 writer = RunWriter(
                     path,
@@ -160,18 +168,31 @@ class RankTracker:
                     k=spectrum_size,
                     mode=mode,
                     start=start,
-                    initial=Initials(chosen, references) if "init" in named else (),
+                    initial=initials,
                 )
                 if not writer.resumed:
                     undo.callback(writer.path.unlink, missing_ok=True)
                 undo.callback(writer.close)
-                if writer.before is not None:
-                    take_up_initial(references, writer.initial())
-                self._journal = Journal(StagedWriter(writer, flush_seconds, on_full))
-                undo.callback(self._journal.close)
+                kept = None if writer.before is None else list(writer.initial())
+                journal = Journal(StagedWriter(writer, flush_seconds, on_full))
+                undo.callback(journal.close)
                 if writer.resumed:
-                    self._journal.event(start, "resumed", resumed(start, writer.before, described))
-            reducer = Reducer(
+                    journal.event(start, "resumed", resumed(start, writer.before, described))
+                return journal, kept
+
+            reduces: Callable[..., Reducer] = Reducer
+            if team is None:
+                self._journal, kept = open_file(Initials(chosen, references) if "init" in named else ())
+                if kept is not None:
+                    take_up_initial(references, kept)
+            else:
+                # Loaded only where it is needed.
+                from hooks.shared_opening import open_together
+                from hooks.shared_reducer import SharedReducer
+
+                self._journal = open_together(team, chosen, references, tuple(named), view, open_file)
+                reduces = partial(SharedReducer, team)
+            reducer = reduces(
                 chosen,
                 plans,
                 references,
@@ -215,7 +236,8 @@ class RankTracker:
 
         Returns:
             The columns of `zanalysis.open_run(path).table()`: step, layer, tensor, reference,
-            tolerance_rule, metric, value, tolerance, status.
+            tolerance_rule, metric, value, tolerance, status. Of a model that several processes hold, the
+            one that writes has the rows; in the others the table is empty.
         """
         if self._path is not None:
             from zanalysis.runfile.reader import open_run
@@ -224,8 +246,8 @@ class RankTracker:
             return open_run(self._path).table()
         from zanalysis.runfile.tables import scalar_table
 
-        assert self._memory is not None
-        rows, series = self._memory.rows, self._columns.series
+        # A process that does not write has no rows.
+        rows, series = self._memory.rows if self._memory else [], self._columns.series
         steps = np.array([row[0] for row in rows], np.int64)
         value, tolerance, status = (
             np.array([row[i] for row in rows]).reshape(len(rows), len(series)) for i in (1, 2, 3)

@@ -2,10 +2,8 @@
 
 A span that keeps a Gram matrix and has skipped no sample is a sum over its samples, and maxima; so spans
 of the same kind add up however many processes there are, at the price of one. A triangular factor, or what
-a span has to remember of samples it skipped, is no sum: it is sent as it is, and merged.
+a span has to remember of samples it skipped, is no sum: it is to be merged, one after the other.
 """
-
-import io
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from torch import Tensor
 from zanalysis.analyzers.factors import Gram
 from zanalysis.analyzers.span import ActivationSpan, _Kept
 
-__all__ = ["packed", "span_facts", "span_of_sums", "sum_length", "summands", "unpacked"]
+__all__ = ["span_facts", "span_of_sums", "sum_length", "summands"]
 
 
 def span_facts(span: ActivationSpan) -> tuple[bool, int, int, float]:
@@ -86,35 +84,4 @@ def span_of_sums(features: int, width: int, eps: float, sums: Tensor, maxima: Te
     if kept.sketch is not None:
         kept.sketch.peaks = maxima[1:].clone()
     span._kept = kept
-    return span
-
-
-def packed(span: ActivationSpan) -> Tensor:
-    """Return a span as bytes, to be sent to another process of the same program.
-
-    Args:
-        span: any span.
-
-    Returns:
-        float64: how many bytes there are, then a whole number for each two of them.
-    """
-    buffer = io.BytesIO()
-    torch.save(span, buffer)
-    data = buffer.getvalue()
-    padded = torch.frombuffer(bytearray(data + bytes(-len(data) % 2)), dtype=torch.int16)
-    # Whole numbers of 16 bits: every backend adds them exactly.
-    return torch.cat([torch.tensor([float(len(data))], dtype=torch.float64), padded.double()])
-
-
-def unpacked(numbers: Tensor) -> ActivationSpan:
-    """Return the span that was packed.
-
-    Args:
-        numbers: what `packed` gave.
-
-    Returns:
-        The span, on the CPU.
-    """
-    data = numbers[1:].to(torch.int16).cpu().numpy().tobytes()[: int(numbers[0])]
-    span: ActivationSpan = torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
     return span
