@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hooks.layers import Layer
+from hooks.layers import Layer, is_distributed
 from zanalysis.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,24 +31,11 @@ __all__ = [
     "agree_on_zeros",
     "check_supported",
     "initial_weights",
-    "is_distributed",
     "local_samples",
     "reshard",
     "team_of",
     "whole_of",
 ]
-
-
-def is_distributed(tensor: object) -> bool:
-    """Say whether a tensor is a `DTensor`, without importing what that is.
-
-    Args:
-        tensor: anything.
-
-    Returns:
-        Whether it is.
-    """
-    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
 
 
 def whole_of(tensor: Tensor) -> Tensor:
@@ -60,11 +47,11 @@ def whole_of(tensor: Tensor) -> Tensor:
     Returns:
         It, or what its parts are together; parts that are offloaded are brought to the mesh's device.
     """
+    parts: Any = tensor
     if not is_distributed(tensor):
         return tensor
-    parts: Any = tensor
-    found: Tensor = parts.to(parts.device_mesh.device_type).full_tensor()
-    return found
+    whole: Tensor = parts.to(parts.device_mesh.device_type).full_tensor()
+    return whole
 
 
 def agree_on_zeros(model: nn.Module, described: list[dict[str, Any]], team: "Team") -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature
 from typing import Any
@@ -35,6 +35,7 @@ class Layer:
         matrices: the names of its matrices: its own, or `name[i]` where it holds several.
         shape: its shape.
         dtype: the dtype it is stored in.
+        sharded: the parameter as the optimizer knows it, where several processes hold it in parts.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Layer:
     matrices: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
+    sharded: Tensor | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     @property
     def owner(self) -> nn.Module:
@@ -56,22 +58,16 @@ class Layer:
         if is_parametrized(self.owner, self.attribute):
             return self.read()
         value: Tensor = getattr(self.owner, self.attribute)
-        return value
+        return self._in_parts(value)
 
     def read(self) -> Tensor:
         """Return the weight that counts, as it is now: detached, a Conv1d kernel as `[out, in, taps, 1]`."""
-        return self.laid_out(_effective(self.owner, self.attribute))
+        weight = self._in_parts(_effective(self.owner, self.attribute)).detach()
+        return as_parameter(weight, self.owner)
 
-    def laid_out(self, parameter: Tensor) -> Tensor:
-        """Return a parameter in the layout of `read`.
-
-        Args:
-            parameter: of the layer's own shape.
-
-        Returns:
-            A view of it.
-        """
-        return as_parameter(parameter, self.owner)
+    def _in_parts(self, found: Tensor) -> Tensor:
+        # FSDP2 puts another in the place of what the optimizer trains while it is whole.
+        return found if self.sharded is None or is_distributed(found) else self.sharded
 
     @property
     def parametrized(self) -> bool:
@@ -84,9 +80,21 @@ class Layer:
         owner = self.owner
         if not is_parametrized(owner, self.attribute):
             value: Tensor = getattr(owner, self.attribute)
-            return value
+            return self._in_parts(value)
         originals = owner.parametrizations[self.attribute].parameters(recurse=False)  # type: ignore[index, union-attr]
         return next((p for p in originals if tuple(p.shape) == self.shape), None)
+
+
+def is_distributed(tensor: object) -> bool:
+    """Say whether a tensor is a `DTensor`, without importing what that is.
+
+    Args:
+        tensor: anything.
+
+    Returns:
+        Whether it is.
+    """
+    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
 
 
 def layer_name(qualified: str) -> str:
@@ -194,7 +202,11 @@ def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
             taken.add(name)
             count = matrices.shape[:-2].numel()
             names = (name,) if matrices.ndim == 2 else tuple(f"{name}[{i}]" for i in range(count))
-            yield Layer(name, model, prefix, attribute, names, tuple(parameter.shape), parameter.dtype)
+            in_parts = is_distributed(parameter) and isinstance(parameter, nn.Parameter)
+            yield Layer(
+                name, model, prefix, attribute, names, tuple(parameter.shape), parameter.dtype,
+                sharded=parameter if in_parts else None,
+            )  # fmt: skip
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hooks.distributed import is_distributed
+from hooks.layers import is_distributed
 from hooks.packing import packed, unpacked
 from hooks.slices import How, counts, how_to, indices, local, part_of, sliced
 from hooks.team import Message, Task, Team

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from hooks.distributed import NoWriter, initial_weights, is_distributed
+from hooks.distributed import NoWriter, initial_weights
 from hooks.journal import Journal
-from hooks.layers import Layer
+from hooks.layers import Layer, is_distributed
 from hooks.references import initial_of, initial_tensor
 from hooks.shards import Moment, ShardedLayers
 from hooks.team import Team

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooks.distributed import is_distributed, local_samples
-from hooks.layers import Layer
+from hooks.distributed import local_samples
+from hooks.layers import Layer, is_distributed
 from hooks.measuring import Measured
 from hooks.reducer import Reducer
 from hooks.shards import Moment, ShardedLayers
@@ -39,10 +39,7 @@ class SharedReducer(Reducer):
         """
         super().__init__(*arguments, **options)
         self.team = team
-        # As the optimizer knows them: FSDP2 puts others in their place while they are whole.
-        self._parameters = {
-            layer.name: layer.parameter for layer in self._layers if is_distributed(layer.parameter)
-        }
+        self._in_parts = {layer.name for layer in self._layers if is_distributed(layer.parameter)}
         self._by_name = {layer.name: layer for layer in self._layers}
         parametrized = [layer.name for layer in self._layers if layer.parametrized]
         references: dict[str, Mapping[str, Mapping[str, Reference]]] = {
@@ -60,7 +57,7 @@ class SharedReducer(Reducer):
                 parametrized if tensor == "weight" else (),
             )
             for tensor in _ORDER
-            if tensor in self._plans and self._parameters
+            if tensor in self._plans and self._in_parts
         }
         self._moment: Moment | None = None
 
@@ -74,7 +71,7 @@ class SharedReducer(Reducer):
             All tensors that are followed, or nothing.
         """
         wanted = super().wants(step)
-        return wanted if self.team.leader or self._parameters else NOTHING
+        return wanted if self.team.leader or self._in_parts else NOTHING
 
     def activation(self, layer: Layer, z: Tensor) -> None:
         """Keep the output for the end of the step, or measure it: that of the leader's own samples."""
@@ -124,12 +121,7 @@ class SharedReducer(Reducer):
                 self._forget()
 
     def _weight(self, name: str) -> Tensor:
-        layer = self._by_name[name]
-        weight = layer.read()
-        known = self._parameters.get(name)
-        if known is None or is_distributed(weight) or layer.parametrized:
-            return weight
-        return layer.laid_out(known.detach())
+        return self._by_name[name].read()
 
     def _measure(
         self,
@@ -138,7 +130,7 @@ class SharedReducer(Reducer):
         references: Mapping[str, Mapping[str, Reference]],
         view: View,
     ) -> dict[str, Measured]:
-        sharded = [layer for layer in group if tensor in self._shared and layer.name in self._parameters]
+        sharded = [layer for layer in group if tensor in self._shared and layer.name in self._in_parts]
         found: dict[str, Measured] = {}
         rest = [layer for layer in group if layer not in sharded]
         if rest:

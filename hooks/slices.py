@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hooks.distributed import is_distributed
+from hooks.layers import is_distributed
 from hooks.team import Team
 from zanalysis.analyzers.matrices import View, matricize
 from zanalysis.analyzers.parts import Part, Split

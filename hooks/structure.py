@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from hooks.distributed import is_distributed, whole_of
-from hooks.layers import Layer, layer_name
+from hooks.distributed import whole_of
+from hooks.layers import Layer, is_distributed, layer_name
 from zanalysis._version import __version__
 from zanalysis.analyzers.symmetry import recognize_start
 
