@@ -255,7 +255,8 @@ def spans(folder, kind):
         options = {"max_features": 7}
     elif kind == "skipping":
         basis = torch.randn(9, 9)
-    z = (torch.randn(world * 40, len(basis)) @ basis).to(dtype)
+    wide = torch.float64 if kind == "triangle" else torch.float32
+    z = (torch.randn(world * 40, len(basis), dtype=wide) @ basis.to(wide)).to(dtype)
     if kind == "nonfinite":
         z[-1, 2] = torch.nan
     span, everything = ActivationSpan(9, **options), ActivationSpan(9, **options)
