@@ -100,7 +100,7 @@ class ActivationTap:
         self._called: set[str] = set()
         self._repeated: set[str] = set()
         self._on_modules: dict[str, tuple[nn.Module, Any]] = {}
-        self._on_outputs: list[Any] = []
+        self._on_outputs: list[tuple[Tensor | None, Any]] = []
         # What a compiled model calls is not compiled, at the price of a break in its graph.
         self.saw = torch.compiler.disable(self._saw)  # type: ignore[no-untyped-call]
         self.fixed = torch.compiler.assume_constant_result(_graph_is_fixed)  # type: ignore[no-untyped-call]
@@ -142,7 +142,11 @@ class ActivationTap:
         self._called.clear()
         self._repeated.clear()
         while self._on_outputs:
-            self._on_outputs.pop().remove()
+            leaf, handle = self._on_outputs.pop()
+            handle.remove()
+            if leaf is not None and not leaf._backward_hooks:
+                # A module may put out its own parameter, which outlives the step.
+                leaf._backward_hooks = None
 
     def called(self, layer: Layer) -> bool:
         """Return whether an output of the layer's module counted since `begin`.
@@ -176,8 +180,9 @@ class ActivationTap:
         if "activation" in self._tensors:
             self._activation(layer, z.detach())
         if "activation_gradient" in self._tensors and z.requires_grad:
-            arrived = partial(self._arrived, layer, self._attempt)
-            self._on_outputs.append(z.register_hook(arrived))  # type: ignore[no-untyped-call]
+            bare = z._backward_hooks is None
+            handle = z.register_hook(partial(self._arrived, layer, self._attempt))  # type: ignore[no-untyped-call]
+            self._on_outputs.append((z if bare and z.is_leaf else None, handle))
 
     def _arrived(self, layer: Layer, attempt: int, g: Tensor) -> None:
         if attempt == self._attempt and not torch._C._functorch.is_functorch_wrapped_tensor(g):
