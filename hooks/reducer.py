@@ -106,6 +106,7 @@ class Reducer(Observer):
 
     def _forget(self) -> None:
         self._held: dict[Place, _Held] = {}
+        self._waiting = 0
         self._measured: dict[Place, Measured] = {}
         self._missing: dict[Place, str] = {}
 
@@ -146,27 +147,45 @@ class Reducer(Observer):
         self._take(Place(layer.name, "activation_gradient"), layer, g)
 
     def _take(self, place: Place, layer: Layer, z: Tensor) -> None:
+        self._drop(place)
         with self._account.timed("metrics"):
-            self._held.pop(place, None)
-            samples = samples_of(layer, z)
-            waiting = sum(held.tensor.nbytes for held in self._held.values())
-            if waiting + samples.nbytes <= HELD_BYTES:
-                self._measured.pop(place, None)
-                self._hold(place, layer, samples.clone())
-            else:
-                self._hold(place, layer, samples)
-                self._measure_held(place.tensor, [place])
+            try:
+                samples = samples_of(layer, z)
+                if self._waiting + samples.nbytes <= HELD_BYTES:
+                    self._hold(place, layer, samples.clone())
+                    self._waiting += samples.nbytes
+                else:
+                    self._hold(place, layer, samples)
+                    self._measure_held(place.tensor, [place])
+            except Exception as error:
+                self._missing[place] = "error"
+                text = f"the {place.tensor.replace('_', ' ')} of {layer.name} was not recorded: {error}"
+                self._journal.note(self._step, "error", f"{layer.name}/{place.tensor}", text, layer.name)
 
     def _hold(self, place: Place, layer: Layer, tensor: Tensor) -> None:
-        matrices = layer.matrices if place.tensor == "gradient" else (layer.name,)
         self._held[place] = _Held(
-            layer.name, layer.model, layer.path, layer.attribute, matrices, tuple(tensor.shape), tensor.dtype, tensor
-        )  # fmt: skip
+            layer.name,
+            layer.model,
+            layer.path,
+            layer.attribute,
+            layer.matrices if place.tensor == "gradient" else (layer.name,),
+            tuple(tensor.shape),
+            tensor.dtype,
+            tensor,
+        )
+
+    def _drop(self, place: Place) -> None:
+        # What comes last counts.
+        held = self._held.pop(place, None)
+        if held is not None and place.tensor != "gradient":
+            self._waiting -= held.tensor.nbytes
+        self._measured.pop(place, None)
+        self._missing.pop(place, None)
 
     def gradient(self, layer: Layer, g: Tensor | None, status: str) -> None:
         """Keep the gradient until all that are used together were told."""
         place = Place(layer.name, "gradient")
-        self._measured.pop(place, None)
+        self._drop(place)
         if g is None:
             self._missing[place] = status
         else:
@@ -184,6 +203,10 @@ class Reducer(Observer):
             for group in groups_of(held, view):
                 found = self._measure(group, tensor, self._no_reference, view)
                 self._measured |= {Place(name, tensor): numbers for name, numbers in found.items()}
+
+    def discarded(self) -> None:
+        """Forget the step that was not taken."""
+        self._forget()
 
     def completed(self, step: int) -> None:
         """Measure the weights, and write the row."""
