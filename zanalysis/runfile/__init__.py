@@ -67,9 +67,9 @@ Root attributes
     What went wrong or deserves to be known; a text too long for its field ends in ``…``.
 
 ``/overhead``
-    ``part``            string `[P]`     ``metrics``, ``writing``
+    ``part``            string `[P]`     the metrics by name, ``writing``, and what else costs time
     ``seconds``         float64 `[P]`    spent inside the training loop, so far
-    ``elapsed``         float64 `[1]`    seconds since the tracker was attached
+    ``elapsed``         float64 `[1]`    seconds since the tracker was attached, or the run was resumed
 
 A flush writes and flushes dataset by dataset, ``/committed`` last. A file that was killed keeps its
 consistency flags; `repair` clears them, so that plain HDF5 tools open it again. A file is prepared
