@@ -3,8 +3,10 @@
 A step is recorded if, with what it is expected to cost, the time spent stays within the share of the time
 elapsed. It is expected to cost twice as much as the dearest of the last few records: where costs vary or rise
 by less than that, the share is kept at every moment; where a record costs more than was to be expected, it
-is exceeded for a while, and nothing is recorded until it is kept again. Where every record costs less than
-a third of what the share allows between two of them, none is left out.
+is exceeded for a while, and nothing is recorded until it is kept again. The
+decision falls ahead of the step, with the time elapsed by then. Where due steps are four or more apart and a
+record costs less than a quarter of what the share allows between two of them, none is left out; a schedule
+that is due at every step loses the first, before which no time has passed.
 """
 
 from collections import deque
