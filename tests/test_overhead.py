@@ -1,8 +1,12 @@
 """The account of what recording costs: by metric, in the file, and honest about who pays."""
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from hooks.account import Account
 from zanalysis.runfile import RunWriter, Series
 from zanalysis.runfile.reader import open_run
 
@@ -32,3 +36,116 @@ def test_a_resumed_run_begins_a_new_account_with_its_own_parts(tmp_path):
     assert table["part"].tolist() == ["rank", "writing", "total"]
     assert table["seconds"].tolist() == [1.0, 0.0, 1.0]
     assert open_run(tmp_path / "run.h5").steps.tolist() == [0, 1]
+
+
+# --- booking ------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_parts_nest_and_nothing_counts_twice():
+    clock = Clock()
+    account = Account(["rank", "stable_rank"], clock)
+
+    def spend(seconds):
+        clock.now += seconds
+
+    spend(1)
+    with account.part("shared"):
+        spend(2)
+        with account.part("rank"):
+            spend(4)
+            with account.part("stable_rank"):
+                spend(8)
+            spend(16)
+        with account.part("rank"):
+            spend(32)
+        spend(64)
+    spend(128)
+    with account.part("nobody knows"):
+        spend(256)
+    assert account.parts == ("rank", "stable_rank", "shared", "hooks", "probe", "writing")
+    assert {part: s for part, s in account.seconds.items() if s} == {
+        "rank": 52,
+        "stable_rank": 8,
+        "shared": 322,
+    }
+    assert account.total == 382
+    assert account.elapsed == 511
+
+
+def test_what_an_exception_cut_short_is_booked_too():
+    clock = Clock()
+    account = Account(["rank"], clock)
+
+    def fail():
+        with account.part("shared"), account.part("rank"):
+            clock.now += 3
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fail()
+    with account.part("writing"):
+        clock.now += 1
+    assert (account.seconds["rank"], account.seconds["writing"], account.total) == (3, 1, 4)
+
+
+def test_parts_in_different_threads_do_not_mix():
+    account = Account(["rank", "stable_rank"])
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with account.part("stable_rank"):
+            entered.set()
+            leave.wait(5)
+
+    thread = threading.Thread(target=other)
+    with account.part("rank"):
+        thread.start()
+        assert entered.wait(5)
+    before = account.seconds["rank"]
+    leave.set()
+    thread.join(5)
+    assert account.seconds["rank"] == before
+    assert account.seconds["stable_rank"] > 0
+
+
+class Event:
+    """A GPU's event: it passes when the work queued before it is done."""
+
+    def __init__(self, gpu):
+        self.gpu, self.at = gpu, None
+
+    def record(self):
+        self.at = self.gpu.queued
+
+    def query(self):
+        return self.gpu.done >= self.at
+
+    def elapsed_time(self, end):
+        return 1000 * (end.at - self.at)
+
+
+def test_what_a_gpu_works_on_after_the_host_is_booked_once_it_is_known():
+    clock, gpu = Clock(), SimpleNamespace(queued=0.0, done=0.0)
+    account = Account(["rank"], clock, lambda: Event(gpu))
+    assert account.parts[-1] == "device"
+    with account.part("shared"):
+        with account.part("rank"):
+            clock.now += 1
+            gpu.queued += 5
+        gpu.queued += 2
+    assert account.total == 1  # nobody waits for the GPU
+    gpu.done = 7.0
+    assert account.seconds["device"] == 6
+    with account.part("rank"):  # the host is the slower one here
+        clock.now += 4
+        gpu.queued += 3
+    gpu.done = 10.0
+    assert (account.seconds["device"], account.total) == (6, 11)

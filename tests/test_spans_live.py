@@ -1,0 +1,215 @@
+"""Spans over windows: what the activations of the last steps up to a record span, and nothing else."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hooks.agenda import Agenda
+from hooks.spans import SpanWindows, checked_window
+from zanalysis.analyzers.statuses import STATUSES
+from zanalysis.errors import InputError
+
+LAYER = SimpleNamespace(name="a")
+
+
+def stacked_rank(rows, tolerance):
+    """Count the singular values of everything stacked, in float64."""
+    return int((np.linalg.svd(np.concatenate(rows), compute_uv=False) > tolerance).sum())
+
+
+def followed(z, due, window, micro=1, **settings):
+    """Feed `z(step, i)` through windows as a tracker does; return readings by recorded step, and what came in."""
+    agenda = Agenda(due, window)
+    spans = SpanWindows([LAYER], ["activation"], **settings)
+    readings, came, held = {}, {}, []
+    for step in range(1, 31):
+        windows = agenda.windows(step)
+        if any(step == max(1, r - window + 1) for r in windows):
+            spans.open(step)
+        parts = [z(step, i) for i in range(micro)]
+        came[step] = [part.double().numpy() for part in parts]
+        for part in parts:
+            spans.take("a", "activation", part)
+        held.append(spans.held)
+        if agenda.recorded(step):
+            readings[step] = spans.readings(max(1, step - window + 1))
+        later = agenda.windows(step + 1)
+        spans.forget(max(1, later[0] - window + 1) if later else None)
+    return readings, came, held
+
+
+def drawn(features=12, samples=2, rank=9):
+    basis = torch.randn(rank, features)
+
+    def z(step, i):
+        # Each step brings directions of its own, so that every window has another span.
+        generator = torch.Generator().manual_seed(100 * step + i)
+        rows = torch.randn(samples, 2, generator=generator)
+        return rows @ basis[[step % rank, (step // 3) % rank]]
+
+    return z
+
+
+@pytest.mark.parametrize(("window", "distance"), [(1, 1), (1, 4), (3, 5), (5, 5), (4, 2), (7, 2), (6, 1)])
+def test_a_reading_is_the_rank_of_the_stacked_window(window, distance):
+    readings, came, held = followed(drawn(), lambda step: step % distance == 0, window, micro=2)
+    assert sorted(readings) == [step for step in range(1, 31) if step % distance == 0]
+    for step, (number,) in readings.items():
+        rows = [part for s in range(max(1, step - window + 1), step + 1) for part in came[s]]
+        largest = np.linalg.svd(np.concatenate(rows), compute_uv=False)[0]
+        # Whatever is in the window too much or too little shows in its largest singular value.
+        assert number.tolerance == pytest.approx(12 * torch.finfo(torch.float32).eps * largest, rel=1e-6)
+        assert number.value == stacked_rank(rows, number.tolerance)
+    assert max(held) <= math.ceil(window / distance)
+
+
+def test_nothing_is_held_between_windows_that_do_not_touch():
+    _, _, held = followed(drawn(), lambda step: step % 10 == 0, 3)
+    assert held == [1 if step % 10 in (8, 9, 0) else 0 for step in range(1, 31)]
+
+
+def test_several_tolerances_and_the_support_stand_side_by_side():
+    def z(step, i):
+        rows = torch.zeros(20, 12)
+        rows[:, 1:5] = torch.randn(20, 4)
+        rows[:, 4] *= 1e-3
+        return rows
+
+    rules = ("default", "numpy", "rounding", 0.5, 1e-9)
+    readings, came, _ = followed(z, lambda step: step == 4, 2, tolerances=rules, support=True)
+    numbers = readings[4]
+    rows = [*came[3], *came[4]]
+    for number in numbers[:-1]:
+        assert number.value == stacked_rank(rows, number.tolerance)
+    assert [n.value for n in numbers] == [4, 4, 4, 3, 4, 4]
+    assert [n.tolerance for n in numbers[3:5]] == [0.5, 1e-9]
+    assert math.isnan(numbers[-1].tolerance)
+    series = SpanWindows([LAYER], ["activation"], rules, support=True).series
+    assert [(s.metric, s.tolerance_rule) for s in series] == [
+        *(("span_dimension", str(rule)) for rule in rules), ("support_columns", "none"),
+    ]  # fmt: skip
+
+
+STATES = {
+    "ok": lambda: torch.randn(40, 12),
+    "too_few_samples": lambda: torch.randn(3, 12),
+    "nonfinite": lambda: torch.full((4, 12), math.inf),
+    "zero": lambda: torch.zeros(4, 12),
+    "empty": lambda: torch.zeros(0, 12),
+    "below_noise": lambda: torch.randn(4, 130).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("status", STATES)
+def test_the_reason_stands_beside_the_number(status):
+    readings, _, _ = followed(lambda step, i: STATES[status](), lambda step: step == 1, 1, support=True)
+    dimension, support = readings[1]
+    assert STATUSES[dimension.code] == status
+    expected = {"ok": 12, "too_few_samples": 3, "zero": 0}.get(status, math.nan)
+    assert dimension.value == pytest.approx(expected, nan_ok=True)
+    assert STATUSES[support.code] == (status if status in ("nonfinite", "zero", "empty") else "ok")
+
+
+def test_a_window_in_which_nothing_came_in_is_empty():
+    spans = SpanWindows([LAYER], ["activation", "activation_gradient"], support=True)
+    spans.take("a", "activation", torch.ones(2, 3))  # before any window
+    spans.open(1)
+    assert [(STATUSES[n.code], math.isnan(n.value)) for n in spans.readings(1)] == [("empty", True)] * 4
+
+
+def test_16_bit_activations_are_resolved_where_rounding_is_asked_for():
+    z = (torch.randn(300, 5) @ torch.randn(5, 160)).bfloat16()
+    readings, _, _ = followed(
+        lambda step, i: z, lambda step: step == 1, 1, tolerances=("default", "rounding")
+    )
+    assert [STATUSES[n.code] for n in readings[1]] == ["below_noise", "ok"]
+    assert readings[1][1].value == 5
+
+
+def test_wide_layers_are_sketched_and_what_a_sketch_cannot_say_is_an_error():
+    z = torch.randn(50, 6) @ torch.randn(6, 400)
+    errors = []
+    spans = SpanWindows(
+        [LAYER],
+        ["activation"],
+        ("default", "rounding"),
+        max_features=32,
+        on_error=lambda layer, tensor, error: errors.append((layer, tensor, str(error))),
+    )
+    spans.open(1)
+    spans.take("a", "activation", z)
+    known, refused = spans.readings(1)
+    assert (known.value, STATUSES[known.code]) == (6, "ok")
+    assert (math.isnan(refused.value), STATUSES[refused.code]) == (True, "error")
+    assert spans.sketched == {"a"}
+    assert errors[0][:2] == ("a", "activation")
+    assert "needs column norms, which a sketch lacks" in errors[0][2]
+
+
+def test_a_failure_spoils_its_window_and_no_other():
+    errors = []
+    spans = SpanWindows([LAYER], ["activation"], on_error=lambda *what: errors.append(what))
+    spans.open(1)
+    spans.take("a", "activation", torch.ones(2, 3))
+    spans.take("a", "activation", torch.ones(2, 4))  # another width
+    spans.take("a", "activation", torch.ones(2, 3))
+    assert [STATUSES[n.code] for n in spans.readings(1)] == ["error"]
+    assert "expected floating activations [..., 3]" in str(errors[0][2])
+    spans.forget()
+    spans.open(2)
+    spans.take("a", "activation", torch.ones(2, 4))
+    assert [(n.value, STATUSES[n.code]) for n in spans.readings(2)] == [(1, "ok")]
+
+
+def test_what_came_in_for_a_step_that_was_skipped_is_discarded():
+    spans = SpanWindows([LAYER], ["activation"])
+    spans.open(3)
+    spans.take("a", "activation", torch.eye(3)[:2])
+    spans.discard(3)
+    spans.take("a", "activation", torch.eye(3)[2:])
+    assert spans.readings(3)[0].value == 1
+    # Of a longer window the earlier steps stay.
+    spans.discard(4)
+    assert spans.readings(3)[0].value == 1
+
+
+def test_the_spans_of_several_processes_become_one_in_the_same_order_everywhere():
+    other = SpanWindows([LAYER, SimpleNamespace(name="b")], ["activation"])
+    other.open(1)
+    other.take("a", "activation", torch.eye(4)[:1])
+    theirs = {"a": other._segments[0].spans["a", "activation"], "b": None}
+    order = iter(["a", "b"])
+
+    def combine(ours):
+        name = next(order)
+        if ours is None or theirs[name] is None:
+            return ours or theirs[name]
+        return ours.merge(theirs[name])
+
+    spans = SpanWindows([LAYER, SimpleNamespace(name="b")], ["activation"], combine=combine)
+    spans.open(1)
+    spans.take("a", "activation", torch.eye(4)[1:3])
+    readings = spans.readings(1)
+    assert readings[0].value == 3
+    assert STATUSES[readings[1].code] == "empty"
+    assert next(order, None) is None
+
+
+def test_an_activation_is_neither_kept_nor_changed():
+    z = torch.randn(600, 9, requires_grad=True) * 2
+    before = z.detach().clone()
+    spans = SpanWindows([LAYER], ["activation"], ("default", "rounding", 1e-3))
+    spans.open(1)
+    spans.take("a", "activation", z)
+    assert torch.equal(z, before)
+    z.detach().zero_()
+    assert spans.readings(1)[0].value == 9
+
+
+@pytest.mark.parametrize("window", [0, -1, 2.0, True, "3", None])
+def test_a_window_is_a_number_of_steps(window):
+    with pytest.raises(InputError, match=r"got span_window = .*, expected a whole number, 1 or more"):
+        checked_window(window)
