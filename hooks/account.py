@@ -60,7 +60,7 @@ class Account:
     Example:
         >>> now = iter([0.0, 1.0, 3.0, 6.0, 10.0])
         >>> account = Account(["rank"], clock=lambda: next(now))
-        >>> with account.part("shared"), account.part("rank"):
+        >>> with account.timed("shared"), account.timed("rank"):
         ...     pass
         >>> account.seconds["rank"], account.seconds["shared"]
         (3.0, 6.0)
@@ -105,7 +105,7 @@ class Account:
         """The seconds since the account was opened."""
         return self._clock() - self._began
 
-    def part(self, name: str) -> "_Part":
+    def timed(self, name: str) -> "_Timed":
         """Book the time spent within a `with` block, less that of the parts within it.
 
         Args:
@@ -114,7 +114,7 @@ class Account:
         Returns:
             A context manager.
         """
-        return _Part(self, name if name in self._seconds else SHARED)
+        return _Timed(self, name if name in self._seconds else SHARED)
 
     def _enter(self, name: str) -> None:
         stack = self._stack()
@@ -168,7 +168,7 @@ class _Running:
         self.name, self.entered, self.since, self.event = name, entered, since, event
 
 
-class _Part:
+class _Timed:
     """The `with` block of one part; a class, as it is entered hundreds of times in a record."""
 
     __slots__ = ("_account", "_name")

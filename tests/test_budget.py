@@ -32,10 +32,10 @@ def trained(
     recorded, shares = [], []
 
     def record(step):
-        with account.part("shared"):
-            with account.part("rank"):
+        with account.timed("shared"):
+            with account.timed("rank"):
                 clock.now += cost(len(recorded))
-            with account.part("writing"):
+            with account.timed("writing"):
                 clock.now += writing
         budget.recorded()
         recorded.append(step)

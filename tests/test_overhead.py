@@ -57,18 +57,18 @@ def test_parts_nest_and_nothing_counts_twice():
         clock.now += seconds
 
     spend(1)
-    with account.part("shared"):
+    with account.timed("shared"):
         spend(2)
-        with account.part("rank"):
+        with account.timed("rank"):
             spend(4)
-            with account.part("stable_rank"):
+            with account.timed("stable_rank"):
                 spend(8)
             spend(16)
-        with account.part("rank"):
+        with account.timed("rank"):
             spend(32)
         spend(64)
     spend(128)
-    with account.part("nobody knows"):
+    with account.timed("nobody knows"):
         spend(256)
     assert account.parts == ("rank", "stable_rank", "shared", "hooks", "probe", "writing")
     assert {part: s for part, s in account.seconds.items() if s} == {
@@ -85,13 +85,13 @@ def test_what_an_exception_cut_short_is_booked_too():
     account = Account(["rank"], clock)
 
     def fail():
-        with account.part("shared"), account.part("rank"):
+        with account.timed("shared"), account.timed("rank"):
             clock.now += 3
             raise ValueError("inside")
 
     with pytest.raises(ValueError, match="inside"):
         fail()
-    with account.part("writing"):
+    with account.timed("writing"):
         clock.now += 1
     assert (account.seconds["rank"], account.seconds["writing"], account.total) == (3, 1, 4)
 
@@ -101,12 +101,12 @@ def test_parts_in_different_threads_do_not_mix():
     entered, leave = threading.Event(), threading.Event()
 
     def other():
-        with account.part("stable_rank"):
+        with account.timed("stable_rank"):
             entered.set()
             leave.wait(5)
 
     thread = threading.Thread(target=other)
-    with account.part("rank"):
+    with account.timed("rank"):
         thread.start()
         assert entered.wait(5)
     before = account.seconds["rank"]
@@ -136,15 +136,15 @@ def test_what_a_gpu_works_on_after_the_host_is_booked_once_it_is_known():
     clock, gpu = Clock(), SimpleNamespace(queued=0.0, done=0.0)
     account = Account(["rank"], clock, lambda: Event(gpu))
     assert account.parts[-1] == "device"
-    with account.part("shared"):
-        with account.part("rank"):
+    with account.timed("shared"):
+        with account.timed("rank"):
             clock.now += 1
             gpu.queued += 5
         gpu.queued += 2
     assert account.total == 1  # nobody waits for the GPU
     gpu.done = 7.0
     assert account.seconds["device"] == 6
-    with account.part("rank"):  # the host is the slower one here
+    with account.timed("rank"):  # the host is the slower one here
         clock.now += 4
         gpu.queued += 3
     gpu.done = 10.0
