@@ -191,8 +191,10 @@ class Several(nn.Module):
         self.a = nn.Linear(3, 2)
 
     def forward(self, x, shift=None, *, options=None):
-        assert isinstance(options, dict | None)
-        return self.a(x) + (0 if shift is None else shift) + (0 if options is None else options["more"][0])
+        z = self.a(x)
+        if options is not None:
+            z = z + options["more"][0]
+        return z if shift is None else z + shift
 
 
 Pair = namedtuple("Pair", "x shift")
