@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["is_quiet", "preserved_attributes", "preserved_rng", "quiet", "without_autocast"]
+__all__ = [
+    "is_quiet",
+    "preserved_attributes",
+    "preserved_rng",
+    "quiet",
+    "undisturbed",
+    "without_autocast",
+]
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
@@ -83,3 +90,14 @@ def preserved_rng(needed: bool) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def undisturbed(runs_user_code: bool) -> Iterator[None]:
+    """Measure: without gradients, in the arithmetic's own precision, and without a random number less.
+
+    Args:
+        runs_user_code: whether functions of the user's own will run.
+    """
+    with torch.no_grad(), without_autocast(), preserved_rng(runs_user_code):
+        yield

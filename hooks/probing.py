@@ -17,11 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hooks.activation_tap import first_tensor
 from hooks.guards import preserved_attributes, preserved_rng, quiet, without_autocast
 from hooks.layers import Layer
 from zanalysis.analyzers.jacobian import jacobian_reading
 from zanalysis.analyzers.metrics import NONE
-from zanalysis.analyzers.modes import evaluating, find_modules, first_tensor, watching
+from zanalysis.analyzers.modes import evaluating, find_modules, watching
 from zanalysis.analyzers.statuses import CODES
 from zanalysis.errors import InputError, did_you_mean
 from zanalysis.runfile import Series, SpectrumKey
@@ -130,9 +131,11 @@ class Probe:
 
         def tell(name: str, output: object) -> None:
             self.seen.add(name)
-            take(by_name[name], first_tensor(output, name).detach())
+            z = first_tensor(output)
+            if z is not None:
+                take(by_name[name], z.detach())
 
-        with self.undisturbed(), evaluating(self.model), torch.no_grad(), watching(owners, tell):
+        with self.unnoticed(), evaluating(self.model), torch.no_grad(), watching(owners, tell):
             # A copy, as a first layer may work in place.
             batch = _copied(self._batch, self._device)
             if isinstance(batch, Mapping):
@@ -143,7 +146,7 @@ class Probe:
                 self.model(batch)
 
     @contextmanager
-    def undisturbed(self) -> Iterator[None]:
+    def unnoticed(self) -> Iterator[None]:
         """Guard what eval mode does not: attributes, every generator, precision, and the training's hooks.
 
         Yields:
@@ -215,7 +218,7 @@ class Jacobians:
             Value, tolerance (NaN) and status code for each of `series`, and the values for each of `spectra`:
             `[samples, at most k]`, descending.
         """
-        with self._probe.undisturbed():
+        with self._probe.unnoticed():
             reading = jacobian_reading(
                 self._probe.model,
                 self._x.clone(),
