@@ -21,10 +21,10 @@ import torch
 __all__ = ["DEVICE", "HOOKS", "PROBE", "SHARED", "WRITING", "Account", "account_of"]
 
 SHARED = "shared"
-"""What no single metric pays for: reading the weights, bringing the numbers to the host, calling `on_record`."""
+"""What no single metric pays for: reading the weights, bringing the numbers to the host."""
 
 WRITING = "writing"
-"""Handing the numbers over to the thread that writes them, and waiting for it where its queue is full."""
+"""Handing the numbers over, to `on_record` and to the thread that writes them: also waiting for room in its queue."""
 
 HOOKS = "hooks"
 """What the hooks in the forward, the backward and the optimizer's step do before a metric takes over."""

@@ -11,6 +11,10 @@ class Agenda:
 
     A window of `window` steps ends at each recorded step; windows overlap where records are closer together.
 
+    Attributes:
+        window: its steps.
+        start: steps completed before the first that is asked about.
+
     Example:
         >>> agenda = Agenda(lambda step: step % 4 == 0, window=2)
         >>> [step for step in range(1, 10) if agenda.windows(step)]
@@ -26,7 +30,7 @@ class Agenda:
             window: steps, 1 or more.
             start: steps completed before.
         """
-        self.window = window
+        self.window, self.start = window, start
         self._due, self._decided = due, start
         self._coming: deque[int] = deque()
 

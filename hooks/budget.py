@@ -14,9 +14,11 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, Protocol
 
+from hooks.journal import Journal
+from hooks.schedules import Schedule
 from zanalysis.errors import InputError
 
-__all__ = ["Budget", "Spending", "checked_budget"]
+__all__ = ["Budget", "Due", "Spending", "checked_budget"]
 
 _MARGIN = 2.0
 _REMEMBERED = 8
@@ -65,6 +67,7 @@ class Budget:
 
     Attributes:
         share: the share.
+        step: the last that was decided on.
         kept: how many due steps were allowed.
         skipped: how many were not.
     """
@@ -80,7 +83,7 @@ class Budget:
                 answer is passed on to all. It is called once for each due step, in order, in each of them.
         """
         self.share = share
-        self.kept = self.skipped = 0
+        self.step = self.kept = self.skipped = 0
         self._account, self._agree = account, agree
         self._costs: deque[float] = deque(maxlen=_REMEMBERED)
         self._spent, self._open, self._recorded = account.total, 0, 0
@@ -94,6 +97,7 @@ class Budget:
         Returns:
             Whether it is to be recorded.
         """
+        self.step = step
         self._learn()
         allowed = self._agree(self._affords())
         if allowed:
@@ -146,3 +150,56 @@ class Budget:
         # Those that were allowed and are still to come count as spent.
         expected = _MARGIN * max(self._costs, default=0.0) * (1 + self._open)
         return self._account.total + expected <= self.share * (self._account.elapsed + expected)
+
+
+class Due:
+    """Which steps are recorded: those of the schedule, as far as the budget allows.
+
+    Attributes:
+        budget: thins the schedule; None where there is no limit.
+        journal: told of failures and of the first step left out; to be set before a step is asked about.
+    """
+
+    journal: Journal
+
+    def __init__(self, schedule: Schedule, budget: Budget | None = None) -> None:
+        """Combine the two.
+
+        Args:
+            schedule: `step -> bool`, the user's own.
+            budget: thins it.
+        """
+        self._schedule, self.budget = schedule, budget
+
+    def scheduled(self, step: int) -> bool:
+        """Ask the schedule alone.
+
+        Args:
+            step: the step.
+
+        Returns:
+            What it says; False where it fails.
+        """
+        try:
+            return bool(self._schedule(step))
+        except Exception as error:
+            text = f"the schedule failed at step {step}: {error!r}; not recorded"
+            self.journal.note(step, "schedule", "schedule", text)
+            return False
+
+    def __call__(self, step: int) -> bool:
+        """Decide on a step, once and ahead of it.
+
+        Args:
+            step: the step.
+
+        Returns:
+            Whether it is recorded.
+        """
+        if not self.scheduled(step):
+            return False
+        if self.budget is None or self.budget.allows(step):
+            return True
+        if self.budget.skipped == 1:
+            self.journal.event(step, "budget", self.budget.reason(step))
+        return False

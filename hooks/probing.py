@@ -10,6 +10,7 @@ this package do not take note of it. The user's forward hooks fire, as they do i
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from typing import Any, TypedDict
 
 import numpy as np
@@ -94,7 +95,7 @@ class Probe:
         self._layers = tuple(layers)
         held = [*self.model.parameters(), *self.model.buffers()]
         self._device = held[0].device if held else torch.device("cpu")
-        if not isinstance(batch, Tensor | tuple | list | Mapping) or not any(_tensors(batch)):
+        if not isinstance(batch, Tensor | tuple | list | Mapping) or not list(_tensors(batch)):
             raise InputError(
                 f"got probe = {_shown(batch)}, expected the inputs of the model: a tensor, a tuple of "
                 "positional arguments or a mapping of keyword arguments that holds one."
@@ -108,6 +109,15 @@ class Probe:
                 f"{type(self.model).__name__} does not take the probe ({error}); pass what its forward takes, "
                 "as a tensor, a tuple of positional arguments or a mapping of keyword arguments."
             ) from error
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a run file says of it: the shapes and dtypes of its tensors, and a digest of their bytes."""
+        tensors, digest = list(_tensors(self._batch)), sha256()
+        for tensor in tensors:
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        kinds = [{"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for t in tensors]
+        return {"inputs": kinds, "digest": digest.hexdigest()[:16]}
 
     @property
     def samples(self) -> Tensor | None:
@@ -232,14 +242,14 @@ class Jacobians:
         return [(largest, float("nan"), CODES[word]) for largest, word in words], values
 
 
-def _tensors(batch: Any) -> Iterator[bool]:
+def _tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     if isinstance(batch, list | tuple):
         for item in batch:
             yield from _tensors(item)
-    else:
-        yield isinstance(batch, Tensor)
+    elif isinstance(batch, Tensor):
+        yield batch
 
 
 def _copied(batch: Any, device: torch.device) -> Any:

@@ -1,10 +1,13 @@
 """The dimension of what a layer's activations span, over the steps of a window.
 
 The window of a record at step k is the last `span_window` steps, k included: every output of the layer's
-module, of every micro-batch that went into them. Nothing is kept of an activation but a factor of
-features² float64 numbers. Where windows overlap, what comes in between the beginnings of two of them is
-accumulated once, and merged when it is read: there are never more factors than open windows. Once no open
-window needs a factor it is freed.
+module in a forward pass with gradients since step k - `span_window` was completed, of every micro-batch, and
+of those too that a gradient scaler made nothing of. Where fewer steps were taken since the tracker was attached
+it is those.
+
+Nothing is kept of an activation but a factor of features² float64 numbers. Where windows overlap, what comes
+in between the beginnings of two of them is accumulated once, and merged when it is read: there are never
+more factors than open windows. Once no open window needs a factor it is freed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hooks.layers import Layer
-from zanalysis.analyzers.metrics import NONE
+from zanalysis.analyzers.metrics import NONE, SPAN
 from zanalysis.analyzers.span import ActivationSpan
 from zanalysis.analyzers.statuses import CODES
 from zanalysis.analyzers.tolerances import Tolerance
@@ -26,12 +29,15 @@ __all__ = ["MAX_FEATURES", "Combine", "Number", "SpanWindows", "checked_window"]
 MAX_FEATURES = 4096
 """Wider layers are sketched: a factor of 128 MiB is as much as one is to take."""
 
-SPAN, SUPPORT = "span_dimension", "support_columns"
+SUPPORT = "support_columns"
 
 Combine = Callable[[ActivationSpan | None], ActivationSpan | None]
 """Makes one span of those that several processes have accumulated, None where one has seen nothing."""
 
 OnError = Callable[[str, str, Exception], None]
+
+
+Absent = Callable[[str, str], str]
 
 
 class Number(NamedTuple):
@@ -58,6 +64,14 @@ def checked_window(window: object, name: str = "span_window") -> int:
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise InputError(f"got {name} = {window!r}, expected a whole number, 1 or more.")
     return window
+
+
+def _nothing(word: str) -> Number:
+    return Number(torch.nan, torch.nan, CODES[word])
+
+
+def _empty(layer: str, tensor: str) -> str:
+    return "empty"
 
 
 class _Segment:
@@ -146,26 +160,29 @@ class SpanWindows:
             segment.failed[key] = error
             segment.spans.pop(key, None)
 
-    def discard(self, step: int) -> None:
-        """Forget what came in for a step that did not come about, as far as nothing else is in the way.
-
-        Args:
-            step: the step. Where its window began before, what came in stays.
-        """
-        if self._segments and self._segments[-1].begin == step:
-            self._segments[-1] = _Segment(step)
-
-    def readings(self, begin: int) -> list[Number]:
+    def readings(self, begin: int, absent: Absent = _empty) -> list[Number]:
         """Read the spans of a window, up to now.
 
         Args:
             begin: its first step.
+            absent: gives the word for a layer and a tensor of which nothing came in.
 
         Returns:
-            A number for each of `series`. NaN with the status ``empty`` where nothing came in.
+            A number for each of `series`.
         """
         segments = [segment for segment in self._segments if segment.begin >= begin]
-        return [number for key in self._keys for number in self._read(key, segments)]
+        return [number for key in self._keys for number in self._read(key, segments, absent)]
+
+    def nothing(self, word: str) -> list[Number]:
+        """Return what `readings` does where there is nothing at all.
+
+        Args:
+            word: the status.
+
+        Returns:
+            A number for each of `series`, NaN.
+        """
+        return [_nothing(word) for _ in self.series]
 
     def forget(self, before: int | None = None) -> None:
         """Free what no window needs any more.
@@ -195,7 +212,7 @@ class SpanWindows:
             features, max_features=self._max_features, exact=True if exact else None, stop="never"
         )
 
-    def _read(self, key: tuple[str, str], segments: Sequence[_Segment]) -> list[Number]:
+    def _read(self, key: tuple[str, str], segments: Sequence[_Segment], absent: Absent) -> list[Number]:
         error = next((s.failed[key] for s in segments if key in s.failed), None)
         span: ActivationSpan | None = None
         try:
@@ -208,22 +225,20 @@ class SpanWindows:
             span = self._combine(None if error is not None else span)
         if error is not None:
             return [self._failed(key, error) for _ in self._columns]
+        if span is None:
+            return [_nothing(absent(*key)) for _ in self._columns]
         return [self._number(key, span, rule) for rule in self._rules] + (
             [self._supported(key, span)] if self._support else []
         )
 
-    def _number(self, key: tuple[str, str], span: ActivationSpan | None, rule: Tolerance) -> Number:
-        if span is None:
-            return Number(torch.nan, torch.nan, CODES["empty"])
+    def _number(self, key: tuple[str, str], span: ActivationSpan, rule: Tolerance) -> Number:
         try:
             dimension, tolerance, status = span.reading(rule)
         except Exception as error:
             return self._failed(key, error)
         return Number(float(dimension), float(tolerance), CODES[status])
 
-    def _supported(self, key: tuple[str, str], span: ActivationSpan | None) -> Number:
-        if span is None:
-            return Number(torch.nan, torch.nan, CODES["empty"])
+    def _supported(self, key: tuple[str, str], span: ActivationSpan) -> Number:
         try:
             status = span.status
         except Exception as error:
@@ -235,4 +250,4 @@ class SpanWindows:
         if self._on_error is None:
             raise error
         self._on_error(*key, error)
-        return Number(torch.nan, torch.nan, CODES["error"])
+        return _nothing("error")

@@ -118,6 +118,10 @@ def test_a_window_in_which_nothing_came_in_is_empty():
     spans.take("a", "activation", torch.ones(2, 3))  # before any window
     spans.open(1)
     assert [(STATUSES[n.code], math.isnan(n.value)) for n in spans.readings(1)] == [("empty", True)] * 4
+    words = {"activation": "unused", "activation_gradient": "no_gradient"}
+    readings = spans.readings(1, lambda layer, tensor: words[tensor])
+    assert [STATUSES[n.code] for n in readings] == ["unused"] * 2 + ["no_gradient"] * 2
+    assert [STATUSES[n.code] for n in spans.nothing("skipped")] == ["skipped"] * 4
 
 
 def test_16_bit_activations_are_resolved_where_rounding_is_asked_for():
@@ -162,18 +166,6 @@ def test_a_failure_spoils_its_window_and_no_other():
     spans.open(2)
     spans.take("a", "activation", torch.ones(2, 4))
     assert [(n.value, STATUSES[n.code]) for n in spans.readings(2)] == [(1, "ok")]
-
-
-def test_what_came_in_for_a_step_that_was_skipped_is_discarded():
-    spans = SpanWindows([LAYER], ["activation"])
-    spans.open(3)
-    spans.take("a", "activation", torch.eye(3)[:2])
-    spans.discard(3)
-    spans.take("a", "activation", torch.eye(3)[2:])
-    assert spans.readings(3)[0].value == 1
-    # Of a longer window the earlier steps stay.
-    spans.discard(4)
-    assert spans.readings(3)[0].value == 1
 
 
 def test_the_spans_of_several_processes_become_one_in_the_same_order_everywhere():

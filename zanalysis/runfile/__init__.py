@@ -29,7 +29,8 @@ Root attributes
     and what the user added.
     ``resumed`` is a list with one object for each time the run was resumed: ``start``, the step from
     which it applies, and what may be otherwise from there on: ``model``, ``layers`` (how they started
-    then), ``optimizers``, ``schedule``, ``torch_seed``, ``versions``, ``user``. A run resumed at or
+    then), ``optimizers``, ``schedule``, ``probe``, ``jacobian``, ``budget``, ``torch_seed``, ``versions``,
+    ``user``. A run resumed at or
     before its own start keeps no rows: it begins anew, with the new settings.
 
 ``/scalars``  one row for each recorded step, one column for each series

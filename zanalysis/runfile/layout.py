@@ -200,10 +200,12 @@ def check_same(
     # A number means something else in another view, though its columns have the same names.
     stored = json.loads(file["attributes"][:].tobytes())
     same = same and stored.get("view") == attributes.get("view")
+    same = same and stored.get("span_window") == attributes.get("span_window")
+    same = same and (stored.get("probe") is None) == (attributes.get("probe") is None)
     if not same:
         raise RunFileError(
-            f"{path} records other layers, metrics, references, tolerances or another view than this tracker "
-            "would; attach with the settings it was made with, or choose another name."
+            f"{path} records other layers, metrics, references, tolerances, or another view, window or probe than this "
+            "tracker would; attach with the settings it was made with, or choose another name."
         )
 
 

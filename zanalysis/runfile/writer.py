@@ -42,7 +42,18 @@ __all__ = ["Mode", "RunWriter"]
 
 Mode = Literal["x", "w", "a"]
 
-_SETTINGS = ("model", "layers", "optimizers", "schedule", "torch_seed", "versions", "user")
+_SETTINGS = (
+    "model",
+    "layers",
+    "optimizers",
+    "schedule",
+    "probe",
+    "jacobian",
+    "budget",
+    "torch_seed",
+    "versions",
+    "user",
+)
 """What may be otherwise when a run goes on, and is then stored beside what it was."""
 
 _descriptors: dict[int, Path] = {}
