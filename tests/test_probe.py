@@ -4,20 +4,24 @@ import copy
 import math
 import random
 from collections import namedtuple
+from contextlib import ExitStack, nullcontext
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
+from hooks import RankTracker, every
 from hooks.guards import is_quiet
 from hooks.layers import select_layers
 from hooks.probing import Jacobians, Probe, unwrapped_model
 from zanalysis.analyzers import jacobian
 from zanalysis.analyzers.statuses import STATUSES
-from zanalysis.errors import InputError
+from zanalysis.errors import InputError, RunFileError
+from zanalysis.runfile.reader import open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.nn.utils.(weight|spectral)_norm.*:FutureWarning")
 
@@ -345,3 +349,296 @@ def test_options_of_the_jacobian_are_checked(options, message):
 def test_jacobians_need_one_tensor_of_samples(batch):
     with pytest.raises(InputError, match=r"needs a probe that is one tensor \[samples, ...\]"):
         Jacobians(Probe(nn.Linear(2, 2), batch))
+
+
+# --- attached -----------------------------------------------------------------------------------------
+
+
+def cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        spectral_norm(nn.Linear(64, 6)),
+        nn.ReLU(inplace=True),
+        nn.Linear(6, 3),
+    )
+
+
+class Fragile(nn.Module):
+    """Fails in the middle of some forward passes in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.countdown = cnn(), [None]
+
+    def forward(self, x):
+        if not self.training and self.countdown[0] is not None:
+            torch.rand(3)
+            self.inner[:3](x)
+            raise RuntimeError("in the middle of the probe")
+        return self.inner(x)
+
+
+EVERYTHING = {
+    "tensors": ("weight", "gradient", "activation", "activation_gradient"),
+    "metrics": ("rank", "stable_rank", "span_dimension", "jacobian_singular_values", "singular_values"),
+    "span_window": 3,
+    "jacobian": {"samples": 2},
+}
+
+
+def training(model_of, attach, autocast, steps=20, spoil=None):
+    """Train; return all that must not change by being watched."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    with attach(model, optimizer):
+        for step in range(steps):
+            if spoil is not None:
+                spoil(model, step)
+            x, y = torch.randn(6, 1, 4, 4), torch.randint(3, (6,))
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    return {
+        "losses": losses,
+        "model": model.state_dict(),
+        "modes": [module.training for module in model.modules()],
+        "gradients": [p.grad for p in model.parameters()],
+        "optimizer": optimizer.state_dict()["state"],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("budget", [None, 1.0])
+def test_training_with_a_probe_is_bit_identical(tmp_path, autocast, budget):
+    batch = torch.randn(8, 1, 4, 4)
+    plain = training(cnn, lambda *_: nullcontext(), autocast)
+    watched = training(
+        cnn,
+        lambda model, optimizer: RankTracker(
+            model, optimizer, tmp_path / "run.h5", schedule=every(2), probe=batch, budget=budget, **EVERYTHING
+        ),
+        autocast,
+    )
+    assert same(plain, watched)
+    run = open_run(tmp_path / "run.h5")
+    assert run.steps.tolist() == list(range(0, 21, 2))
+    table = run.table()
+    assert set(table["tensor"]) == {*EVERYTHING["tensors"], "jacobian"}
+    assert not (table["status"] == "error").any()
+    assert set(run.events["kind"]) == {"gradient"}  # that of a parametrized weight is explained
+    ranks = table[(table["metric"] == "span_dimension") & (table["tensor"] == "activation_gradient")]
+    assert (ranks["status"][ranks["step"] > 0].isin(["ok", "too_few_samples", "below_noise"])).all()
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_so_is_one_whose_probe_fails_on_the_way(tmp_path, autocast, caplog):
+    batch = torch.randn(8, 1, 4, 4)
+
+    def spoil(model, step):
+        model.countdown[0] = 1 if 5 <= step < 11 else None
+
+    plain = training(Fragile, lambda *_: nullcontext(), autocast)
+    watched = training(
+        Fragile,
+        lambda model, optimizer: RankTracker(
+            model, optimizer, tmp_path / "run.h5", schedule=every(4), probe=batch, **EVERYTHING
+        ),
+        autocast,
+        spoil=spoil,
+    )
+    assert same(plain, watched)
+    run = open_run(tmp_path / "run.h5")
+    assert run.steps.tolist() == [0, 4, 8, 12, 16, 20]
+    table = run.table()
+    broken = table[table["status"] == "error"]
+    assert set(broken["step"]) == {8}
+    assert set(broken["tensor"]) == {"activation", "jacobian"}
+    assert broken["value"].isna().all()
+    of_step = table[(table["step"] == 8) & table["tensor"].isin(["activation", "jacobian"])]
+    assert (of_step["status"] == "error").all()
+    assert run.events["kind"].unique().tolist() == ["gradient", "error"]
+    assert any("the probe failed at step 8" in text for text in run.events["text"])
+    assert "the probe failed at step 8" in caplog.text
+
+
+def test_the_numbers_are_those_of_the_probe_after_the_step(tmp_path):
+    model = cnn()
+    batch = torch.randn(8, 1, 4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    past = {}
+
+    def remember(step):
+        reference = cnn().eval()
+        reference.load_state_dict(model.state_dict())
+        outputs, z = {}, batch.clone()
+        with torch.no_grad():
+            for name, module in reference.named_children():
+                z = module(z)
+                outputs[name] = z.clone()
+        J = [
+            torch.autograd.functional.jacobian(
+                lambda x, m=reference: m(x[None].clone()).flatten(), x
+            ).reshape(3, 16)
+            for x in batch[:2]
+        ]
+        past[step] = outputs, J
+
+    remember(0)
+    path = tmp_path / "run.h5"
+    with RankTracker(
+        model,
+        optimizer,
+        path,
+        schedule=every(3),
+        probe=(batch,),
+        tensors="activation",
+        metrics=("stable_rank", "span_dimension", "support_columns", "jacobian_singular_values"),
+        jacobian={"samples": 2},
+        spectrum_size=5,
+    ):
+        batch_before = batch.clone()
+        for step in range(1, 7):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(torch.randn(6, 1, 4, 4)), torch.randint(3, (6,))).backward()
+            optimizer.step()
+            remember(step)
+    assert torch.equal(batch, batch_before)
+    run = open_run(path)
+    table = run.table().set_index(["step", "layer", "tensor", "metric"])
+    assert table.index.is_unique
+    assert run.steps.tolist() == [0, 3, 6]
+    assert run.layers == ["0", "5", "7"]
+    for step in (0, 3, 6):
+        outputs, J = past[step]
+        for layer in ("0", "5", "7"):
+            z = outputs[layer]
+            Z = (z.movedim(1, -1).flatten(0, -2) if z.ndim == 4 else z).double().numpy()
+            sigma = np.linalg.svd(Z, compute_uv=False)
+            span = table.loc[(step, layer, "activation", "span_dimension")]
+            assert span["value"] == (sigma > span["tolerance"]).sum()
+            assert span["tolerance"] == pytest.approx(Z.shape[1] * 2**-23 * sigma[0], rel=1e-5)
+            stable = table.loc[(step, layer, "activation", "stable_rank")]
+            assert stable["value"] == pytest.approx((sigma**2).sum() / sigma[0] ** 2, rel=1e-4)
+            assert table.loc[(step, layer, "activation", "support_columns")]["value"] == Z.shape[1]
+        for i in range(2):
+            sigma = torch.linalg.svdvals(J[i].double()).numpy()
+            row = table.loc[(step, f"model[{i}]", "jacobian", "spectral_norm")]
+            assert (row["value"], row["status"]) == (pytest.approx(sigma[0], rel=1e-5), "ok")
+            spectrum = run.spectra(f"model[{i}]", "jacobian")
+            assert spectrum.steps.tolist() == [0, 3, 6]
+            values = spectrum.values[[0, 3, 6].index(step)]
+            assert values[:3] == pytest.approx(sigma, rel=1e-5)
+            assert np.isnan(values[3:]).all()
+    assert run.attributes["probe"]["inputs"] == [{"shape": [8, 1, 4, 4], "dtype": "float32"}]
+    assert run.attributes["jacobian"] == {"samples": 2, "source": None, "target": None}
+
+
+def test_no_other_tracker_takes_note_of_a_probe():
+    # The Jacobian of an LSTM takes forward passes with gradients, outside of torch.func.
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.out = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.out(self.inner(x)[0][:, -1])
+
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def trained(*trackers):
+        with ExitStack() as stack:
+            for tracker in trackers:
+                stack.enter_context(tracker)
+            for i in range(3):
+                model(torch.full((1, 5, 3), float(i + 1))).sum().backward()
+                optimizer.step()
+
+    other = {"tensors": "activation", "metrics": ("frobenius_norm", "span_dimension"), "schedule": every(1)}
+    probing = {"metrics": "jacobian_singular_values", "schedule": every(1), "probe": torch.randn(4, 5, 3)}
+    state = copy.deepcopy(model.state_dict())
+    alone = RankTracker(model, optimizer, **other)
+    trained(alone)
+    model.load_state_dict(state)
+    optimizer.zero_grad()
+    first = RankTracker(model, optimizer, **probing)
+    watched = RankTracker(model, optimizer, **other)
+    last = RankTracker(model, optimizer, **probing)
+    trained(first, watched, last)
+    pd.testing.assert_frame_equal(alone.table(), watched.table())
+    jacobians = first.table()
+    assert len(jacobians) == 16
+    assert (jacobians["status"] == "ok").all()
+    pd.testing.assert_frame_equal(jacobians, last.table())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": "jacobian_singular_values"}, "is taken at fixed samples; pass them as probe=…"),
+        ({"probe": torch.ones(2, 6)}, "nothing is asked for of the probe; add 'activation' to tensors"),
+        ({"jacobian": {"samples": 3}}, "jacobian=… is for the metric jacobian_singular_values"),
+        ({"probe": torch.ones(2, 5), "tensors": "activation"}, "Sequential does not take the probe"),
+        ({"probe": "words", "tensors": "activation"}, "got probe = 'words', expected the inputs"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(mlp, options, message):
+    model, optimizer, _ = mlp
+    with pytest.raises(InputError, match=message):
+        RankTracker(model, optimizer, **options)
+    assert not model[0]._forward_hooks
+
+
+def test_without_activations_of_the_training_its_forward_is_left_alone(mlp):
+    model, optimizer, _ = mlp
+    with RankTracker(model, optimizer, probe=torch.ones(2, 6), tensors="activation", metrics="rank"):
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_layer_the_probe_does_not_come_by_is_unused():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.a(x)
+
+    tracker = RankTracker(
+        Model(), probe=torch.randn(5, 3), tensors="activation", metrics=("rank", "span_dimension")
+    )
+    statuses = tracker.table().set_index(["layer", "metric"])["status"]
+    assert statuses.to_dict() == {
+        ("a", "rank"): "ok", ("a", "span_dimension"): "ok", ("b", "rank"): "unused", ("b", "span_dimension"): "unused",
+    }  # fmt: skip
+    tracker.close()
+
+
+def test_a_run_goes_on_with_a_probe_and_another_one_is_said(tmp_path, mlp):
+    model, optimizer, train = mlp
+    path, options = tmp_path / "run.h5", {"schedule": every(1), "tensors": "activation", "metrics": "rank"}
+    with RankTracker(model, optimizer, path, probe=torch.ones(2, 6), **options):
+        train(2)
+    with pytest.raises(RunFileError, match="or another view, window or probe than this tracker would"):
+        RankTracker(model, optimizer, path, mode="a", start=2, **options)
+    with RankTracker(model, optimizer, path, mode="a", start=2, probe=torch.zeros(2, 6), **options):
+        train(2)
+    run = open_run(path)
+    assert run.steps.tolist() == [0, 1, 2, 3, 4]
+    text = run.events["text"][0]
+    assert "now probe of digest" in text
+    assert run.attributes["resumed"][0]["probe"]["digest"] in text

@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from hooks import RankTracker, every
 from hooks.agenda import Agenda
 from hooks.spans import SpanWindows, checked_window
 from zanalysis.analyzers.statuses import STATUSES
 from zanalysis.errors import InputError
+from zanalysis.runfile.reader import open_run
 
 LAYER = SimpleNamespace(name="a")
 
@@ -205,3 +208,183 @@ def test_an_activation_is_neither_kept_nor_changed():
 def test_a_window_is_a_number_of_steps(window):
     with pytest.raises(InputError, match=r"got span_window = .*, expected a whole number, 1 or more"):
         checked_window(window)
+
+
+# --- attached -----------------------------------------------------------------------------------------
+
+
+def convolutional():
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 9, 3),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(36, 5),
+    )
+
+
+def trained(model, tracker_of, steps=12, micro=3, batch=2):
+    """Train with accumulation; return the tracker's table and every output and its gradient by step and layer."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    seen, now = {}, [1]
+
+    def collect(name):
+        def hook(module, args, output):
+            z = output.detach().clone()
+            seen.setdefault((now[0], name, "activation"), []).append(z)
+            output.register_hook(
+                lambda g: seen.setdefault((now[0], name, "activation_gradient"), []).append(
+                    g.detach().clone()
+                )
+            )
+
+        return hook
+
+    for name in ("0", "3", "7"):
+        model.get_submodule(name).register_forward_hook(collect(name))
+    with tracker_of(model, optimizer) as tracker:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            for _ in range(micro):
+                nn.functional.cross_entropy(
+                    model(torch.randn(batch, 1, 4, 4)), torch.randint(5, (batch,))
+                ).backward()
+            now[0] += 1
+            optimizer.step()
+        return tracker.table(), seen, tracker
+
+
+def matrix(parts):
+    rows = [(z.movedim(1, -1) if z.ndim == 4 else z).flatten(0, -2).double().numpy() for z in parts]
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize(("window", "distance"), [(1, 4), (3, 4), (5, 2)])
+def test_a_tracker_records_the_span_of_every_micro_batch_of_the_window(tmp_path, window, distance):
+    tensors = ("weight", "activation", "activation_gradient")
+
+    def attach(model, optimizer):
+        return RankTracker(
+            model,
+            optimizer,
+            tmp_path / "run.h5",
+            schedule=every(distance),
+            tensors=tensors,
+            metrics=("rank", "support", "span_dimension"),
+            span_window=window,
+        )
+
+    table, seen, tracker = trained(convolutional(), attach)
+    assert tracker._reducer._beside._trained.held == 0
+    indexed = table.set_index(["step", "layer", "tensor", "metric"])
+    assert indexed.index.is_unique
+    for step in range(0, 13, distance):
+        for layer in ("0", "3", "7"):
+            for tensor in tensors[1:]:
+                row = indexed.loc[(step, layer, tensor, "span_dimension")]
+                support = indexed.loc[(step, layer, tensor, "support_columns")]
+                if step == 0:
+                    assert (row["status"], math.isnan(row["value"])) == ("skipped", True)
+                    continue
+                steps = range(max(1, step - window + 1), step + 1)
+                Z = matrix([z for s in steps for z in seen[s, layer, tensor]])
+                largest = np.linalg.svd(Z, compute_uv=False)[0]
+                eps = torch.finfo(torch.float32).eps
+                assert row["tolerance"] == pytest.approx(Z.shape[1] * eps * largest, rel=1e-5)
+                assert row["value"] == stacked_rank([Z], row["tolerance"])
+                expected = "too_few_samples" if row["value"] == len(Z) < Z.shape[1] else "ok"
+                assert row["status"] == expected
+                assert support["value"] == (Z != 0).any(0).sum()
+    # At the other steps of a window nothing is recorded.
+    assert sorted(set(table["step"])) == list(range(0, 13, distance))
+    run = open_run(tmp_path / "run.h5")
+    assert run.attributes["span_window"] == window
+    assert "support_rows" in set(table["metric"][table["tensor"] == "activation"])
+    assert run.events["kind"].tolist() == []
+
+
+def test_what_a_window_lacks_has_a_reason():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                z = self.a(x)
+            return self.c(z)
+
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tensors = ("activation", "activation_gradient")
+    with RankTracker(
+        model, optimizer, schedule=every(1), tensors=tensors, metrics="span_dimension"
+    ) as tracker:
+        model(torch.randn(4, 3)).sum().backward()
+        model.c.requires_grad_(False)
+        optimizer.step()
+    table = tracker.table().set_index(["step", "layer", "tensor"])["status"]
+    assert table.loc[1].to_dict() == {
+        ("a", "activation"): "unused",
+        ("a", "activation_gradient"): "unused",
+        ("b", "activation"): "unused",
+        ("b", "activation_gradient"): "unused",
+        ("c", "activation"): "ok",
+        ("c", "activation_gradient"): "ok",
+    }
+
+
+def test_a_resumed_window_holds_the_steps_since_then():
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    options = {"schedule": every(5), "tensors": "activation", "metrics": "span_dimension", "span_window": 4}
+    with RankTracker(model, optimizer, start=8, **options) as tracker:
+        for i in range(2):
+            model(torch.eye(4)[i : i + 1]).sum().backward()
+            optimizer.step()
+    assert tracker.table()[["step", "value"]].to_numpy().tolist() == [[10, 2]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"metrics": "span_dimension"},
+            "span_dimension is a metric of activations; add 'activation' to tensors",
+        ),
+        ({"span_window": 3}, "got span_window = 3, but no span is taken over steps of the training"),
+        ({"span_window": 0}, "got span_window = 0, expected a whole number"),
+        ({"span_max_features": 0.5}, "got span_max_features = 0.5, expected a whole number"),
+        (
+            {
+                "metrics": "span_dimension",
+                "tensors": "activation",
+                "span_window": 2,
+                "probe": torch.ones(2, 6),
+            },
+            r"with probe=… the spans of activations are those of the probe",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(mlp, options, message):
+    model, optimizer, _ = mlp
+    with pytest.raises(InputError, match=message):
+        RankTracker(model, optimizer, **options)
+    assert not model[0]._forward_hooks
+
+
+def test_a_wide_layer_is_sketched_and_that_is_said(tmp_path):
+    model = nn.Linear(3, 40)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"tensors": "activation", "metrics": "span_dimension", "span_max_features": 16}
+    with RankTracker(model, optimizer, tmp_path / "run.h5", schedule=every(1), **options) as tracker:
+        for _ in range(3):
+            model(torch.randn(30, 3)).sum().backward()
+            optimizer.step()
+    assert tracker.table()["value"].tolist()[1:] == [4, 4, 4]
+    events = open_run(tmp_path / "run.h5").events
+    assert events["kind"].tolist() == ["sketched"]
+    assert "has more than 16 features: its span is taken of a sketch" in events["text"][0]

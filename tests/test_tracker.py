@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hooks import RankTracker, at, every, logspaced
 from hooks.layers import layer_name
 from hooks.staging import StagedWriter
-from zanalysis.errors import InputError, NotBuiltYetError, RunFileError
+from zanalysis.errors import InputError, RunFileError
 from zanalysis.runfile import RunWriter, Series
 from zanalysis.runfile.reader import open_run
 from zanalysis.runfile.repair import repair
