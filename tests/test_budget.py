@@ -5,10 +5,12 @@ from itertools import pairwise
 
 import pytest
 
+from hooks import RankTracker, every
 from hooks.account import Account
 from hooks.agenda import Agenda
 from hooks.budget import Budget, checked_budget
 from zanalysis.errors import InputError
+from zanalysis.runfile.reader import open_run
 
 
 class Clock:
@@ -175,3 +177,106 @@ def test_windows_are_the_last_steps_up_to_each_record(window, distance):
         assert agenda.recorded(step) == (step % distance == 0)
         assert agenda.windows(step) == expected
     assert asked == list(range(11, 59 + window))
+
+
+# --- attached -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Trackers tell the time by a clock that only the test moves."""
+    clock = Clock()
+    monkeypatch.setattr("hooks.tracker.account_of", lambda metrics, device: Account(metrics, clock))
+    return clock
+
+
+def run_of(path, clock, mlp, seconds, steps=200, step_seconds=1.0, **options):
+    """Train by a clock on which each record costs what `seconds` yields."""
+    model, optimizer, train = mlp
+
+    def costly(W):
+        clock.now += seconds / 2  # of each of the two layers
+        return 0.0
+
+    with RankTracker(model, optimizer, path, metrics=costly, **options):
+        for _ in range(steps):
+            clock.now += step_seconds
+            train(1)
+    return open_run(path)
+
+
+def test_a_tracker_stays_within_its_budget_and_records_that_it_did(tmp_path, clock, mlp):
+    run = run_of(tmp_path / "run.h5", clock, mlp, 0.5, schedule=every(5), budget=0.02)
+    steps = run.steps.tolist()
+    assert steps[0] == 0
+    assert set(steps) < set(range(0, 201, 5))
+    assert 4 <= len(steps) <= 8
+    total = run.overhead.set_index("part").loc["total"]
+    assert total["seconds"] == len(steps) * 0.5
+    assert 0.01 < total["share"] <= 0.02
+    assert run.attributes["budget"] == 0.02
+    events = run.events
+    assert events["kind"].tolist() == ["budget", "budget"]
+    assert events["step"].tolist() == [5, 200]
+    assert events["text"][0].startswith("step 5 is due and not recorded: recording has taken 0.5 s of 4.5 s")
+    skipped = 40 - (len(steps) - 1)
+    assert events["text"][1].startswith(
+        f"{skipped} of 40 due steps were not recorded, to stay within budget=0.02"
+    )
+
+
+def test_a_budget_that_is_kept_anyway_changes_nothing(tmp_path, clock, mlp):
+    run = run_of(tmp_path / "run.h5", clock, mlp, 0.02, schedule=every(5), budget=0.02)
+    assert run.steps.tolist() == list(range(0, 201, 5))
+    assert len(run.events) == 0
+
+
+def test_without_a_budget_nothing_is_thinned(tmp_path, clock, mlp):
+    run = run_of(tmp_path / "run.h5", clock, mlp, 100.0, schedule=every(5))
+    assert run.steps.tolist() == list(range(0, 201, 5))
+    assert run.attributes["budget"] is None
+
+
+def test_steps_of_a_window_that_is_not_recorded_are_not_watched(clock, mlp):
+    model, optimizer, train = mlp
+    told = []
+
+    def costly(W):
+        clock.now += 2.0
+        return 0.0
+
+    options = {"tensors": ("weight", "activation"), "metrics": (costly, "span_dimension"), "span_window": 3}
+    with RankTracker(model, optimizer, schedule=every(5), budget=0.1, **options) as tracker:
+        take = tracker._reducer._beside._trained.take
+        tracker._reducer._beside._trained.take = lambda *args: (
+            told.append(tracker._taps.step + 1),
+            take(*args),
+        )
+        for _ in range(1000):
+            clock.now += 1.0
+            train(1)
+    recorded = tracker.table()["step"].unique().tolist()
+    assert 2 < len(recorded) < 10
+    assert sorted(set(told)) == [step - back for step in recorded[1:] for back in (2, 1, 0)]
+
+
+def test_a_failing_schedule_is_no_due_step_of_a_budget(clock, mlp, caplog):
+    model, optimizer, train = mlp
+
+    def failing(step):
+        if step == 3:
+            raise ValueError("no idea")
+        return True
+
+    with RankTracker(model, optimizer, schedule=failing, metrics="rank", budget=0.5) as tracker:
+        for _ in range(6):
+            clock.now += 1.0
+            train(1)
+    assert tracker.table()["step"].unique().tolist() == [0, 1, 2, 4, 5, 6]
+    assert "the schedule failed at step 3: ValueError('no idea')" in caplog.text
+
+
+@pytest.mark.parametrize("budget", [0, 2, "1%"])
+def test_a_tracker_refuses_what_is_no_budget(mlp, budget):
+    with pytest.raises(InputError, match="expected the share of the time that recording may take"):
+        RankTracker(mlp[0], mlp[1], budget=budget)

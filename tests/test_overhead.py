@@ -1,12 +1,17 @@
 """The account of what recording costs: by metric, in the file, and honest about who pays."""
 
+import functools
 import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from hooks import RankTracker, every
 from hooks.account import Account
+from zanalysis.analyzers.residual import Residual
 from zanalysis.runfile import RunWriter, Series
 from zanalysis.runfile.reader import open_run
 
@@ -149,3 +154,110 @@ def test_what_a_gpu_works_on_after_the_host_is_booked_once_it_is_known():
         gpu.queued += 3
     gpu.done = 10.0
     assert (account.seconds["device"], account.total) == (6, 11)
+
+
+# --- attached -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Trackers tell the time by a clock that only the test moves."""
+    clock = Clock()
+    monkeypatch.setattr("hooks.tracker.account_of", lambda metrics, device: Account(metrics, clock))
+    return clock
+
+
+def test_each_metric_pays_for_itself_and_the_first_for_what_is_shared(tmp_path, clock, mlp, monkeypatch):
+    model, optimizer, train = mlp
+    largest = Residual.largest.func
+
+    def slow_largest(residual):
+        clock.now += 10
+        return largest(residual)
+
+    shared = functools.cached_property(slow_largest)
+    shared.__set_name__(Residual, "largest")
+    monkeypatch.setattr(Residual, "largest", shared)
+
+    def cheap(W):
+        clock.now += 1
+        return 0.0
+
+    def dear(W):
+        clock.now += 3
+        return 0.0
+
+    path = tmp_path / "run.h5"
+    metrics = (cheap, "spectral_norm", "condition_number", dear)
+    with RankTracker(
+        model,
+        optimizer,
+        path,
+        schedule=every(2),
+        metrics=metrics,
+        on_record=lambda *_: setattr(clock, "now", clock.now + 7),
+    ):
+        clock.now += 100
+        train(4)
+    table = open_run(path).overhead.set_index("part")
+    assert table.index.tolist() == [
+        "cheap", "spectral_norm", "condition_number", "dear", "shared", "hooks", "probe", "writing", "total",
+    ]  # fmt: skip
+    seconds = table["seconds"]
+    # Two layers, at the steps 0, 2 and 4.
+    assert seconds["cheap"] == 6
+    assert seconds["dear"] == 18
+    assert seconds["spectral_norm"] == 60
+    assert seconds["condition_number"] == 0
+    assert seconds["writing"] == 21
+    assert seconds["total"] == 105
+    assert table["share"]["total"] == pytest.approx(105 / 205)
+
+
+def test_spans_probe_and_jacobians_have_parts_of_their_own(tmp_path):
+    class Slow(nn.Module):
+        def forward(self, x):
+            clock.now += 5
+            return x
+
+    clock = Clock()
+    model = nn.Sequential(nn.Linear(4, 3), Slow(), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hooks.tracker.account_of", lambda metrics, device: Account(metrics, clock))
+        patch.setattr("hooks.beside.SpanWindows.take", lambda *_: setattr(clock, "now", clock.now + 2))
+        tracker = RankTracker(
+            model,
+            optimizer,
+            tmp_path / "run.h5",
+            tensors=("activation", "activation_gradient"),
+            metrics=("span_dimension", "jacobian_singular_values"),
+            schedule=every(1),
+            probe=torch.randn(3, 4),
+        )
+        before = open_run(tmp_path / "run.h5")
+        model(torch.randn(3, 4)).sum().backward()
+        optimizer.step()
+        tracker.close()
+    seconds = before.overhead.set_index("part")["seconds"]
+    # Twice the probe; in between a backward pass with two layers.
+    assert seconds["probe"] == 10
+    assert seconds["span_dimension"] == 2 * 2 * 2 + 2 * 2
+    assert seconds["jacobian_singular_values"] > 0
+    assert seconds["jacobian_singular_values"] % 5 == 0
+    assert seconds["hooks"] == 0
+    assert seconds["total"] == seconds.drop("total").sum()
+
+
+def test_by_the_real_clock_the_parts_add_up_and_stay_below_the_whole(tmp_path, mlp):
+    model, optimizer, train = mlp
+    with RankTracker(
+        model, optimizer, tmp_path / "run.h5", schedule=every(1), tensors=("weight", "activation")
+    ):
+        train(5)
+    table = open_run(tmp_path / "run.h5").overhead.set_index("part")
+    assert (table["seconds"] >= 0).all()
+    for part in ("rank", "stable_rank", "shared", "hooks", "writing"):
+        assert table["seconds"][part] > 0
+    assert table["seconds"]["probe"] == 0
+    assert 0 < table["share"]["total"] < 1
