@@ -1,7 +1,7 @@
 """Hooks on modules: their outputs in the forward, and the gradients of these in the backward."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 from hooks.guards import is_quiet
 from hooks.layers import Layer, tapped_layers
 
-__all__ = ["ActivationTap", "first_tensor"]
+__all__ = ["ActivationTap", "capturing", "first_tensor"]
 
 Deliver = Callable[[Layer, Tensor], None]
 Note = Callable[[str, str, str, str], None]
+
+
+def capturing() -> bool:
+    """Return whether what runs is only captured in a CUDA graph.
+
+    Returns:
+        Whether.
+    """
+    started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return started and torch.cuda.is_current_stream_capturing()
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -27,6 +37,10 @@ def first_tensor(output: Any) -> Tensor | None:
     Returns:
         It, if it is a floating tensor; else the first such one in a tuple, list or mapping, however
         nested; None where there is none.
+
+    Example:
+        >>> first_tensor({"index": torch.tensor([1]), "pair": (torch.ones(2), torch.zeros(3))})
+        tensor([1., 1.])
     """
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
@@ -47,7 +61,8 @@ class _Token:
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.tap.listening and not is_quiet():
+        # A compiler that may not leave its graph is left alone.
+        if self.tap.listening and not (torch.compiler.is_compiling() and self.tap.fixed()) and not is_quiet():
             self.tap.saw(self.layer, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,7 +92,7 @@ class ActivationTap:
             note: told, by kind, what, text and layer, what is to be said; it must not raise.
         """
         self.listening = False
-        self._layers = tapped_layers(layers)
+        self.layers = tapped_layers(layers)
         self._activation = activation
         self._activation_gradient = activation_gradient
         self._note = note
@@ -87,20 +102,27 @@ class ActivationTap:
         self._repeated: set[str] = set()
         self._on_modules: dict[str, tuple[nn.Module, Any]] = {}
         self._on_outputs: list[Any] = []
+        # What a compiled model calls is not compiled, at the price of a break in its graph.
+        self.saw = torch.compiler.disable(self._saw)  # type: ignore[no-untyped-call]
+        self.fixed = torch.compiler.assume_constant_result(_graph_is_fixed)  # type: ignore[no-untyped-call]
         try:
-            self._install()
+            for layer in self.layers:
+                self._install(layer, layer.owner)
         except BaseException:
             self.remove()
             raise
 
-    def _install(self) -> None:
-        for layer in self._layers:
-            owner = layer.owner
-            installed = self._on_modules.get(layer.name)
-            if installed is None or installed[0] is not owner:
-                if installed is not None:
-                    installed[1].remove()
-                self._on_modules[layer.name] = owner, owner.register_forward_hook(_Token(self, layer))
+    def _install(self, layer: Layer, owner: nn.Module) -> None:
+        self._on_modules[layer.name] = owner, owner.register_forward_hook(_Token(self, layer))
+
+    def follow(self) -> None:
+        """Move the hooks to the modules that have taken the place of others."""
+        for layer in self.layers:
+            with suppress(AttributeError):  # there is none in its place now
+                owner, (before, handle) = layer.owner, self._on_modules[layer.name]
+                if owner is not before:
+                    handle.remove()
+                    self._install(layer, owner)
 
     def begin(self, tensors: frozenset[str]) -> None:
         """Listen for the outputs of the step that begins.
@@ -111,7 +133,7 @@ class ActivationTap:
         self.end()
         self._tensors = tensors & {"activation", "activation_gradient"}
         if self._tensors:
-            self._install()
+            self.follow()
             self.listening = True
 
     def end(self) -> None:
@@ -134,13 +156,7 @@ class ActivationTap:
         """
         return layer.name in self._called or layer.name in self._repeated
 
-    def saw(self, layer: Layer, output: Any) -> None:
-        """Take a module's output.
-
-        Args:
-            layer: whose.
-            output: what it returned.
-        """
+    def _saw(self, layer: Layer, output: Any) -> None:
         if not torch.is_grad_enabled() or _traced():
             return
         # Only checkpointing calls a module inside a backward. Where the first forward was seen, this one is
@@ -153,12 +169,8 @@ class ActivationTap:
             self._repeated.add(layer.name)
         z = first_tensor(output)
         if z is None:
-            self._note(
-                "activation",
-                f"output/{layer.name}",
-                f"the output of {layer.name} holds no floating tensor; its activations are not recorded",
-                layer.name,
-            )
+            text = f"the output of {layer.name} holds no floating tensor; its activations are not recorded"
+            self._note("activation", f"output/{layer.name}", text, layer.name)
             return
         if isinstance(z, FakeTensor):
             return
@@ -169,11 +181,7 @@ class ActivationTap:
             self._on_outputs.append(z.register_hook(arrived))  # type: ignore[no-untyped-call]
 
     def _arrived(self, layer: Layer, attempt: int, g: Tensor) -> None:
-        if (
-            attempt == self._attempt
-            and self.listening
-            and not torch._C._functorch.is_functorch_wrapped_tensor(g)
-        ):
+        if attempt == self._attempt and not torch._C._functorch.is_functorch_wrapped_tensor(g):
             self._activation_gradient(layer, g.detach())
 
     def remove(self) -> None:
@@ -184,7 +192,16 @@ class ActivationTap:
 
 
 def _traced() -> bool:
-    # A transform of the model, or a recording of its operations.
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
-    )
+    # A transform of the model, a recording of its operations, or one of its kernels.
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return transformed or torch._C._get_tracing_state() is not None or capturing()
+
+
+def _graph_is_fixed() -> bool:
+    # Asked by the compiler of itself: `fullgraph=True` would make a break in the graph an error of the loop.
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        return bool(InstructionTranslator.current_tx().one_graph)
+    except Exception:
+        return True  # some other compiler

@@ -205,13 +205,13 @@ class Beside:
                 self._trained.open(step)
         return bool(begins)
 
-    def take(self, layer: str, tensor: str, samples: Tensor) -> None:
+    def take(self, layer: str, tensor: str, samples: Tensor | Exception) -> None:
         """Accumulate an output of a layer, or its gradient, of the training's own.
 
         Args:
             layer: its name.
             tensor: ``"activation"`` or ``"activation_gradient"``.
-            samples: `[samples, features]`.
+            samples: `[samples, features]`; or why there are none.
         """
         if tensor in self.tensors:
             with self._account.timed(SPAN):
@@ -240,16 +240,17 @@ class Beside:
             self.journal.note(step, "error", "probe", f"the probe failed at step {step}: {error!r}")
         return not self._broken
 
-    def take_probed(self, layer: str, samples: Tensor) -> None:
+    def take_probed(self, layer: str, tensor: str, samples: Tensor | Exception) -> None:
         """Accumulate an output of a layer in the forward pass of the probe.
 
         Args:
             layer: its name.
-            samples: `[samples, features]`.
+            tensor: ``"activation"``.
+            samples: `[samples, features]`; or why there are none.
         """
-        if self._settings.probed:
+        if tensor in self._settings.probed:
             with self._account.timed(SPAN):
-                self._probed.take(layer, "activation", samples)
+                self._probed.take(layer, tensor, samples)
 
     def numbers(
         self, step: int, absent: Callable[[str, str], str]

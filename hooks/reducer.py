@@ -26,6 +26,7 @@ from zanalysis.analyzers.statuses import STATUSES
 __all__ = ["OnRecord", "Reducer", "samples_of"]
 
 OnRecord = Callable[[int, list[dict[str, Any]]], None]
+Spanned = Callable[[str, str, Tensor | Exception], None]
 
 HELD_BYTES = 64 << 20
 """How much of the activations of a step may wait, copied, for the step to end. Those of several
@@ -122,6 +123,7 @@ class Reducer(Observer):
 
     def _forget(self) -> None:
         self._held: dict[Place, _Held] = {}
+        self._waiting = 0
         self._measured: dict[Place, Measured] = {}
         self._missing: dict[Place, str] = {}
 
@@ -152,39 +154,63 @@ class Reducer(Observer):
         self._arrived(Place(layer.name, "activation_gradient"), layer, g)
 
     def _arrived(self, place: Place, layer: Layer, z: Tensor) -> None:
+        recorded = self._recording and place.tensor in self._plans and place.tensor in self._wanted
         with self._account.timed(HOOKS), undisturbed(False):
-            samples = samples_of(layer, z)
-            self._beside.take(layer.name, place.tensor, samples)
-            if self._recording and place.tensor in self._plans and place.tensor in self._wanted:
-                self._take(place, layer, samples)
+            self._spread(place, layer, z, self._beside.take, recorded)
 
     def _probed(self, layer: Layer, z: Tensor) -> None:
-        samples = samples_of(layer, z)
-        self._beside.take_probed(layer.name, samples)
-        if "activation" in self._plans:
-            self._take(Place(layer.name, "activation"), layer, samples)
+        place = Place(layer.name, "activation")
+        self._spread(place, layer, z, self._beside.take_probed, "activation" in self._plans)
+
+    def _spread(self, place: Place, layer: Layer, z: Tensor, span: Spanned, recorded: bool) -> None:
+        if recorded:
+            self._drop(place)
+        samples: Tensor | None = None
+        try:
+            samples = samples_of(layer, z)
+            span(*place, samples)
+            if recorded:
+                self._take(place, layer, samples)
+        except Exception as error:
+            if samples is None:
+                span(*place, error)
+            if recorded:
+                self._missing[place] = "error"
+            text = f"the {place.tensor.replace('_', ' ')} of {layer.name} was not recorded: {error}"
+            self._journal.note(self._step, "error", f"{layer.name}/{place.tensor}", text, layer.name)
 
     def _take(self, place: Place, layer: Layer, samples: Tensor) -> None:
-        with self._account.timed(HOOKS):
-            self._held.pop(place, None)
-            waiting = sum(held.tensor.nbytes for held in self._held.values())
-            if waiting + samples.nbytes <= HELD_BYTES:
-                self._measured.pop(place, None)
-                self._hold(place, layer, samples.clone())
-            else:
-                self._hold(place, layer, samples)
-                self._measure_held(place.tensor, [place])
+        if self._waiting + samples.nbytes <= HELD_BYTES:
+            self._hold(place, layer, samples.clone())
+            self._waiting += samples.nbytes
+        else:
+            self._hold(place, layer, samples)
+            self._measure_held(place.tensor, [place])
 
     def _hold(self, place: Place, layer: Layer, tensor: Tensor) -> None:
-        matrices = layer.matrices if place.tensor == "gradient" else (layer.name,)
         self._held[place] = _Held(
-            layer.name, layer.model, layer.path, layer.attribute, matrices, tuple(tensor.shape), tensor.dtype, tensor
-        )  # fmt: skip
+            layer.name,
+            layer.model,
+            layer.path,
+            layer.attribute,
+            layer.matrices if place.tensor == "gradient" else (layer.name,),
+            tuple(tensor.shape),
+            tensor.dtype,
+            tensor,
+        )
+
+    def _drop(self, place: Place) -> None:
+        # What comes last counts.
+        held = self._held.pop(place, None)
+        if held is not None and place.tensor != "gradient":
+            self._waiting -= held.tensor.nbytes
+        self._measured.pop(place, None)
+        self._missing.pop(place, None)
 
     def gradient(self, layer: Layer, g: Tensor | None, status: str) -> None:
         """Keep the gradient until all that are used together were told."""
         place = Place(layer.name, "gradient")
-        self._measured.pop(place, None)
+        self._drop(place)
         if g is None:
             self._missing[place] = status
         else:
@@ -202,6 +228,10 @@ class Reducer(Observer):
             for group in groups_of(held, view):
                 found = self._measure(group, tensor, self._no_reference, view)
                 self._measured |= {Place(name, tensor): numbers for name, numbers in found.items()}
+
+    def discarded(self) -> None:
+        """Forget the step that was not taken."""
+        self._forget()
 
     def completed(self, step: int) -> None:
         """Measure the weights, and write the row, if the step is recorded."""

@@ -138,13 +138,13 @@ class SpanWindows:
         """
         self._segments.append(_Segment(begin))
 
-    def take(self, layer: str, tensor: str, z: Tensor) -> None:
+    def take(self, layer: str, tensor: str, z: Tensor | Exception) -> None:
         """Take an output of a layer in; nothing is kept of it. Does nothing where no window is open.
 
         Args:
             layer: its name.
             tensor: ``"activation"`` or ``"activation_gradient"``.
-            z: `[samples, features]`, floating.
+            z: `[samples, features]`, floating; or why it could not be had.
         """
         if not self._segments:
             return
@@ -152,6 +152,8 @@ class SpanWindows:
         if key in segment.failed:
             return
         try:
+            if isinstance(z, Exception):
+                raise z
             if key not in segment.spans:
                 segment.spans[key] = self._span(layer, z)
             segment.spans[key].update(z)

@@ -8,14 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hooks.activation_tap import ActivationTap
-from hooks.gradients import gradient_of, parameters_of
+from hooks.activation_tap import ActivationTap, capturing
+from hooks.gradients import Found, gradient_of, parameters_of
 from hooks.layers import Layer
 from hooks.optimizer_tap import StepTap, unwrapped
 
 __all__ = ["Observer", "Taps", "unwrapped"]
 
 NOTHING: frozenset[str] = frozenset()
+
+CAPTURED = (
+    "an optimizer step is being captured in a CUDA graph, whose replays call no hooks: call tracker.step() after "
+    "each replay; weights and gradients are then recorded, activations are not"
+)
+UNSEEN = (
+    "no output of {names} was seen at step {step}, though the weight has a gradient: its module was compiled before "
+    "the tracker was attached or with fullgraph=True, was replaced, or lends its weight without being called"
+)
 
 
 class Observer:
@@ -55,7 +64,7 @@ class Observer:
     def gradient(self, layer: Layer, g: Tensor | None, status: str) -> None:
         """Take the gradient that the optimizer is about to use: accumulated, unscaled, clipped.
 
-        A step that a fused optimizer skips under a scaler is told too, and once more when it is taken.
+        What is told later in the same step takes its place.
 
         Args:
             layer: whose.
@@ -65,6 +74,12 @@ class Observer:
 
     def gradients_told(self) -> None:
         """Take note that every gradient of one optimizer's step was told: it changes the weights next."""
+
+    def discarded(self) -> None:
+        """Take note that the step was not taken, so that it begins anew: what was told of it did not happen.
+
+        It is known only of a fused optimizer; another one is not called where a scaler finds an overflow.
+        """
 
     def completed(self, step: int) -> None:
         """Take note that a step that was due is complete; weights are to be read now.
@@ -159,10 +174,9 @@ class Taps:
         self._installed.close()
 
     def _is_due(self) -> bool:
-        return bool(self._due)
+        return bool(self._due) and not capturing()
 
     def _ready(self, optimizer: Optimizer) -> None:
-        # The gradients are what this optimizer will use.
         first = optimizer is self._optimizers[0]
         if "gradient" in self._due:
             self._guarded(self._tell_of)(optimizer, first)
@@ -172,20 +186,24 @@ class Taps:
 
     def _tell_of(self, optimizer: Optimizer, first: bool) -> None:
         own = parameters_of(optimizer)
-        # What no optimizer trains is read when the first one steps.
-        others = set().union(*(parameters_of(one) for one in self._optimizers)) if first else set()
-        chosen = [
-            layer
-            for layer in self._layers
-            if id(layer.trained) in own or (first and id(layer.trained) not in others)
-        ]
-        self._tell(chosen, getattr(optimizer, "grad_scale", None))
+        all_of_them = set().union(*map(parameters_of, self._optimizers))
+
+        def told_here(layer: Layer) -> bool:
+            identity = self._identity(layer)
+            # What no optimizer trains is read when the first one steps.
+            return identity in own or (first and identity not in all_of_them)
+
+        self._tell(list(filter(told_here, self._layers)), getattr(optimizer, "grad_scale", None))
+
+    def _identity(self, layer: Layer) -> int | None:
+        try:
+            return id(layer.trained)
+        except AttributeError:  # it is no longer there
+            return None
 
     def _tell(self, layers: Sequence[Layer], scale: Tensor | None) -> None:
         for layer in layers:
-            found = self._guarded(gradient_of)(layer, scale)
-            if found is None:
-                continue
+            found = self._guarded(gradient_of)(layer, scale) or Found(None, "error")
             if found.remark:
                 self._note("gradient", f"gradient/{layer.name}", found.remark, layer.name)
             self._told.add(layer.name)
@@ -193,14 +211,28 @@ class Taps:
         self._guarded(self._observer.gradients_told)()
 
     def _stepped(self, optimizer: Optimizer) -> None:
-        if optimizer is not self._optimizers[0]:
+        if capturing():
+            self._note("cuda_graph", "captured", CAPTURED, "")
             return
         # A fused optimizer runs its hooks also on the steps that a scaler makes it skip.
-        skipped = getattr(optimizer, "found_inf", None)
-        if skipped is None or not bool(skipped):
+        found_inf = getattr(optimizer, "found_inf", None)
+        skipped = found_inf is not None and bool(found_inf)
+        if optimizer is not self._optimizers[0]:
+            if skipped and "gradient" in self._due:
+                self._guarded(self._take_back)(optimizer)
+        elif not skipped:
             self._complete()
-        elif self._activations is not None:
-            self._activations.begin(self._due)
+        elif self._due:
+            self._told.clear()
+            self._guarded(self._observer.discarded)()
+            if self._activations is not None:
+                self._guarded(self._activations.begin)(self._due)
+
+    def _take_back(self, optimizer: Optimizer) -> None:
+        own = parameters_of(optimizer)
+        for layer in self._layers:
+            if self._identity(layer) in own:
+                self._guarded(self._observer.gradient)(layer, None, "skipped")
 
     def _complete(self) -> None:
         self.step += 1
@@ -208,9 +240,22 @@ class Taps:
             # Nothing that the observer does is told to itself.
             if self._activations is not None:
                 self._activations.listening = False
+                self._guarded(self._say_unseen)(self._activations)
             self._due = NOTHING
             self._guarded(self._observer.completed)(self.step)
         self._begin()
+
+    def _say_unseen(self, activations: ActivationTap) -> None:
+        # Said rather than silently nothing: the weight was used, the call of its module was not seen.
+        unseen = [
+            layer.name
+            for layer in activations.layers
+            if not activations.called(layer) and getattr(layer.trained, "grad", None) is not None
+        ]
+        activations.follow()
+        if unseen and self._due & {"activation", "activation_gradient"}:
+            names = ", ".join(unseen[:3]) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
+            self._note("activation", "unseen", UNSEEN.format(step=self.step, names=names), unseen[0])
 
     def _begin(self) -> None:
         if not self._open:

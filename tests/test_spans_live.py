@@ -166,6 +166,11 @@ def test_a_failure_spoils_its_window_and_no_other():
     assert [STATUSES[n.code] for n in spans.readings(1)] == ["error"]
     assert "expected floating activations [..., 3]" in str(errors[0][2])
     spans.forget()
+    spans.open(3)
+    spans.take("a", "activation", ValueError("no matrix"))
+    assert [STATUSES[n.code] for n in spans.readings(3)] == ["error"]
+    assert str(errors[1][2]) == "no matrix"
+    spans.forget()
     spans.open(2)
     spans.take("a", "activation", torch.ones(2, 4))
     assert [(n.value, STATUSES[n.code]) for n in spans.readings(2)] == [(1, "ok")]
