@@ -642,3 +642,22 @@ def test_a_run_goes_on_with_a_probe_and_another_one_is_said(tmp_path, mlp):
     text = run.events["text"][0]
     assert "now probe of digest" in text
     assert run.attributes["resumed"][0]["probe"]["digest"] in text
+
+
+def test_a_probe_is_computed_in_the_precision_of_the_weights(mlp):
+    model, optimizer, train = mlp
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # around the optimizer's step too
+        tracker = RankTracker(
+            model,
+            optimizer,
+            probe=torch.randn(40, 6),
+            tensors="activation",
+            metrics="span_dimension",
+            schedule=every(1),
+        )
+        train(1)
+    table = tracker.table().set_index(["step", "layer"])
+    assert table["value"].to_dict() == {(0, "0"): 5, (0, "2"): 4, (1, "0"): 5, (1, "2"): 4}
+    # τ is of float32's eps, not of bfloat16's, which is 65,536 times as large.
+    assert (table["tolerance"] < 1e-3).all()
+    tracker.close()
