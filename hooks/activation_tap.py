@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from hooks.guards import is_quiet
 from hooks.layers import Layer, tapped_layers
 
 __all__ = ["ActivationTap", "capturing", "first_tensor"]
@@ -61,7 +62,7 @@ class _Token:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         # A compiler that may not leave its graph is left alone.
-        if self.tap.listening and not (torch.compiler.is_compiling() and self.tap.fixed()):
+        if self.tap.listening and not (torch.compiler.is_compiling() and self.tap.fixed()) and not is_quiet():
             self.tap.saw(self.layer, output)
 
     def __reduce__(self) -> tuple[Any, ...]:

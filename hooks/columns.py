@@ -4,7 +4,8 @@ The order is that of the tensors (weight, gradient, activation, activation_gradi
 the layers, their matrices and the keys of the plan: a file of weights alone has theirs and nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from hooks.arguments import TENSORS
 from hooks.layers import Layer, tapped_layers
 from hooks.measuring import Measured
-from zanalysis.analyzers.metrics import NONE, Plan, UserMetric, checked_metrics, plan
+from zanalysis.analyzers.metrics import JACOBIAN, NONE, SPAN, Plan, UserMetric, checked_metrics, plan
 from zanalysis.analyzers.statuses import CODES
 from zanalysis.errors import InputError
 from zanalysis.runfile import Series, SpectrumKey
@@ -29,6 +30,13 @@ MEANINGLESS: Mapping[str, frozenset[str]] = {
     "activation_gradient": frozenset({"identity_scale"}),
 }
 """The metrics that say nothing of a tensor, and are no series of it."""
+
+
+BESIDE = frozenset({SPAN, JACOBIAN})
+"""The metrics that are of more than one matrix; see `hooks.beside`."""
+
+OF_MODULES = ("activation", "activation_gradient")
+"""The tensors that belong to a module, and not to each of its parameters."""
 
 
 class Place(NamedTuple):
@@ -48,7 +56,11 @@ class Numbers(NamedTuple):
 
 
 def plans_of(
-    tensors: Sequence[str], metrics: Any, references: Sequence[str], tolerance: Any
+    tensors: Sequence[str],
+    metrics: Any,
+    references: Sequence[str],
+    tolerance: Any,
+    book: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Plan]:
     """Fix what is measured of each tensor. References are those of the weights.
 
@@ -57,6 +69,7 @@ def plans_of(
         metrics: names, functions of a matrix, or several of both.
         references: the names of the references.
         tolerance: one rule or several.
+        book: gives a context for each metric by name, within which it is measured.
 
     Returns:
         A plan for each tensor that one of the metrics is for.
@@ -68,11 +81,14 @@ def plans_of(
     plans = {}
     for tensor in TENSORS:
         kept: list[str | UserMetric] = [
-            metric for metric in asked if callable(metric) or metric not in MEANINGLESS[tensor]
+            metric for metric in asked if callable(metric) or metric not in MEANINGLESS[tensor] | BESIDE
         ]
+        if SPAN in asked and tensor in OF_MODULES:
+            # The support stands beside the span, and is of the same samples.
+            kept = [metric for metric in kept if metric != "support_columns"]
         if tensor in tensors and kept:
-            plans[tensor] = plan(kept, tuple(references) if tensor == "weight" else (NONE,), tolerance)
-    if not plans:
+            plans[tensor] = plan(kept, tuple(references) if tensor == "weight" else (NONE,), tolerance, book)
+    if not plans and not BESIDE & {metric for metric in asked if isinstance(metric, str)}:
         raise InputError(
             f"{' and '.join(map(str, asked))} is no metric of {' or '.join(tensors)}: zero_gradient is one of "
             "gradients, identity_scale of weights."
@@ -89,13 +105,22 @@ class Columns:
         places: every tensor of every layer that is measured.
     """
 
-    def __init__(self, layers: Sequence[Layer], plans: Mapping[str, Plan], spectrum_size: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        plans: Mapping[str, Plan],
+        spectrum_size: int,
+        series: Sequence[Series] = (),
+        spectra: Sequence[SpectrumKey] = (),
+    ) -> None:
         """Lay the columns out.
 
         Args:
             layers: the layers.
             plans: as `plans_of` returns them.
             spectrum_size: how many singular values a recorded spectrum keeps.
+            series: what stands behind them, measured otherwise.
+            spectra: likewise.
         """
         self._plans = plans
         self._spectrum_size = spectrum_size
@@ -110,22 +135,31 @@ class Columns:
             for place, matrices in self._matrices.items()
             for matrix in matrices
             for key in plans[place.tensor].keys
-        )
+        ) + tuple(series)
         self.spectra = tuple(
             SpectrumKey(matrix, place.tensor, name)
             for place, matrices in self._matrices.items()
             if plans[place.tensor].wants_spectrum
             for name in plans[place.tensor].references
             for matrix in matrices
-        )
+        ) + tuple(spectra)
+        self._behind = len(spectra)
         self._rows = {key: row for row, key in enumerate(self.spectra)}
 
-    def numbers(self, measured: Mapping[Place, Measured], missing: Mapping[Place, str]) -> Numbers:
+    def numbers(
+        self,
+        measured: Mapping[Place, Measured],
+        missing: Mapping[Place, str],
+        beside: Sequence[tuple[float, float, int]] = (),
+        spectra_beside: npt.NDArray[np.float64] | None = None,
+    ) -> Numbers:
         """Put what was measured in one step where it belongs.
 
         Args:
             measured: by place.
             missing: why nothing was measured, for every other place.
+            beside: value, tolerance and status code of what stands behind them.
+            spectra_beside: `[rows, spectrum_size]`, likewise.
 
         Returns:
             The numbers of the step.
@@ -137,13 +171,15 @@ class Columns:
             else self._nothing(place, missing[place])
             for place in self.places
         ]
-        table = torch.cat(parts).numpy()
+        table = torch.cat([*parts, torch.tensor(beside, dtype=torch.float64).reshape(-1, 3)]).numpy()
         spectra = np.full((len(self.spectra), self._spectrum_size), np.nan)
         for place, found in measured.items():
             for name, values in found.spectra.items():
                 for matrix, row in zip(self._matrices[place], values.cpu().numpy(), strict=True):
                     kept = row[: self._spectrum_size]
                     spectra[self._rows[SpectrumKey(matrix, place.tensor, name)], : len(kept)] = kept
+        if spectra_beside is not None:
+            spectra[len(spectra) - self._behind :] = spectra_beside
         return Numbers(table[:, 0].copy(), table[:, 1].copy(), table[:, 2].astype(np.uint8), spectra)
 
     def _nothing(self, place: Place, status: str) -> Tensor:

@@ -33,6 +33,7 @@ __all__ = [
     "initial_weights",
     "local_samples",
     "reshard",
+    "runnable",
     "team_of",
     "whole_of",
 ]
@@ -47,9 +48,9 @@ def whole_of(tensor: Tensor) -> Tensor:
     Returns:
         It, or what its parts are together; parts that are offloaded are brought to the mesh's device.
     """
-    parts: Any = tensor
     if not is_distributed(tensor):
         return tensor
+    parts: Any = tensor
     whole: Tensor = parts.to(parts.device_mesh.device_type).full_tensor()
     return whole
 
@@ -79,7 +80,8 @@ def reshard(model: Any) -> None:
     """
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
-            module.reshard()
+            sharded: Any = module
+            sharded.reshard()
 
 
 def check_supported(model: Any, tensors: Iterable[str]) -> None:
@@ -123,6 +125,34 @@ def check_supported(model: Any, tensors: Iterable[str]) -> None:
                 f"{name} is partitioned by DeepSpeed ZeRO-3, which leaves no rows to follow; use ZeRO stages 0 to 2, "
                 "or FSDP2 (torch.distributed.fsdp.fully_shard)."
             )
+
+
+def runnable(model: nn.Module, team: "Team | None", probe: object) -> nn.Module:
+    """Return what a probe can be run through by one process alone.
+
+    Args:
+        model: the model.
+        team: the processes that hold it, if any.
+        probe: the probe, or None.
+
+    Returns:
+        The model; what `DistributedDataParallel` wraps.
+
+    Raises:
+        InputError: if there is a probe, and layers that no process has whole.
+    """
+    if team is None or probe is None:
+        return model
+    if any(map(is_distributed, model.parameters())):
+        raise InputError(
+            "probe=… runs the model in one process, and no process has all of a sharded model; leave it out, or "
+            "run the probe on a checkpoint."
+        )
+    while type(model).__name__ in ("DistributedDataParallel", "OptimizedModule"):
+        inner = getattr(model, "_orig_mod", None) or model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
 
 
 def team_of(model: nn.Module, layers: Sequence[Layer]) -> "Team | None":

@@ -8,13 +8,15 @@ from typing import Any
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from hooks.account import Account
-from hooks.columns import Columns, Numbers, Place
+from hooks.account import HOOKS, SHARED, WRITING, Account
+from hooks.agenda import Agenda
+from hooks.beside import Beside
+from hooks.budget import Budget
+from hooks.columns import OF_MODULES, Columns, Numbers, Place
 from hooks.guards import preserved_rng, undisturbed
 from hooks.journal import Journal
 from hooks.layers import Layer
 from hooks.measuring import Measured, groups_of, measure
-from hooks.schedules import Schedule
 from hooks.taps import NOTHING, Observer, Taps
 from zanalysis.analyzers.activations import as_samples, layout_of
 from zanalysis.analyzers.lanczos import WarmStart
@@ -25,6 +27,7 @@ from zanalysis.analyzers.statuses import STATUSES
 __all__ = ["OnRecord", "Reducer", "samples_of"]
 
 OnRecord = Callable[[int, list[dict[str, Any]]], None]
+Spanned = Callable[[str, str, Tensor | Exception], None]
 
 HELD_BYTES = 64 << 20
 """How much of the activations of a step may wait, copied, for the step to end. Those of several
@@ -69,9 +72,11 @@ class Reducer(Observer):
         references: dict[str, dict[str, Reference]],
         columns: Columns,
         view: View,
-        schedule: Schedule,
+        agenda: Agenda,
+        beside: Beside,
         journal: Journal,
         account: Account,
+        budget: Budget | None = None,
         on_record: OnRecord | None = None,
     ) -> None:
         """Prepare to measure.
@@ -82,19 +87,23 @@ class Reducer(Observer):
             references: by layer and by name, for the weights.
             columns: where each number belongs.
             view: how a kernel becomes a matrix.
-            schedule: `step -> bool`.
+            agenda: the steps to come.
+            beside: spans, and what a probe shows.
             journal: where the numbers go.
             account: of the time.
+            budget: is told of each record.
             on_record: called with the step and the rows of each record.
         """
         self.taps: Taps | None = None
-        self._layers = layers
+        self._by_name = {layer.name: layer for layer in layers}
         self._plans = plans
         self._references = references
         self._no_reference: dict[str, dict[str, Reference]] = {layer.name: {NONE: None} for layer in layers}
         self._columns = columns
         self._view = view
-        self._schedule = schedule
+        self._agenda = agenda
+        self._beside = beside
+        self._budget = budget
         self._journal = journal
         self._account = account
         self._on_record = on_record
@@ -102,7 +111,16 @@ class Reducer(Observer):
         self._warm = {tensor: {layer.name: WarmStart() for layer in layers} for tensor in plans}
         self._runs_user_code = callable(view) or any(plan.has_user_metrics for plan in plans.values())
         self._step = 0
+        self._recording = False
+        # Told of weights, or of nothing, a step is complete all the same.
+        probed = {"activation"} if beside.has_probe else set()
+        self._wanted = frozenset({"weight", *plans}) - probed | beside.tensors
         self._forget()
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Everything that will ever be wanted."""
+        return self._wanted
 
     def _forget(self) -> None:
         self._held: dict[Place, _Held] = {}
@@ -111,56 +129,64 @@ class Reducer(Observer):
         self._missing: dict[Place, str] = {}
 
     def wants(self, step: int) -> frozenset[str]:
-        """Ask the schedule.
+        """Look at the agenda.
 
         Args:
             step: the step that is about to begin.
 
         Returns:
-            All tensors that are followed, or nothing.
+            All tensors that are followed, only those of spans where the step merely lies in a window, or
+            nothing.
         """
         self._step = step
-        return frozenset(self._plans) if self.due(step) else NOTHING
-
-    def due(self, step: int) -> bool:
-        """Return whether a step is to be recorded.
-
-        Args:
-            step: the step.
-
-        Returns:
-            What the schedule says; False where it fails.
-        """
-        try:
-            return bool(self._schedule(step))
-        except Exception as error:
-            text = f"the schedule failed at step {step}: {error!r}; not recorded"
-            self._journal.note(step, "schedule", "schedule", text)
-            return False
+        with self._account.timed(HOOKS):
+            in_window = self._beside.begin(step)
+            self._recording = self._agenda.recorded(step)
+        if self._recording:
+            return self._wanted
+        return self._beside.tensors if in_window else NOTHING
 
     def activation(self, layer: Layer, z: Tensor) -> None:
         """Keep the output for the end of the step, or measure it."""
-        self._take(Place(layer.name, "activation"), layer, z)
+        self._arrived(Place(layer.name, "activation"), layer, z)
 
     def activation_gradient(self, layer: Layer, g: Tensor) -> None:
         """Keep the gradient of the output for the end of the step, or measure it."""
-        self._take(Place(layer.name, "activation_gradient"), layer, g)
+        self._arrived(Place(layer.name, "activation_gradient"), layer, g)
 
-    def _take(self, place: Place, layer: Layer, z: Tensor) -> None:
-        self._drop(place)
-        with self._account.timed("metrics"):
-            try:
-                samples = samples_of(layer, z)
-                if self._waiting + samples.nbytes <= HELD_BYTES:
-                    self._hold(place, layer, samples.clone())
-                    self._waiting += samples.nbytes
-                else:
-                    self._hold(place, layer, samples)
-                    self._measure_held(place.tensor, [place])
-            except Exception as error:
+    def _arrived(self, place: Place, layer: Layer, z: Tensor) -> None:
+        recorded = self._recording and place.tensor in self._plans and place.tensor in self._wanted
+        with self._account.timed(HOOKS), undisturbed(False):
+            self._spread(place, layer, z, self._beside.take, recorded)
+
+    def _probed(self, layer: Layer, z: Tensor) -> None:
+        place = Place(layer.name, "activation")
+        self._spread(place, layer, z, self._beside.take_probed, "activation" in self._plans)
+
+    def _spread(self, place: Place, layer: Layer, z: Tensor, span: Spanned, recorded: bool) -> None:
+        if recorded:
+            self._drop(place)
+        samples: Tensor | None = None
+        try:
+            samples = samples_of(layer, z)
+            span(*place, samples)
+            if recorded:
+                self._take(place, layer, samples)
+        except Exception as error:
+            if samples is None:
+                span(*place, error)
+            if recorded:
                 self._missing[place] = "error"
-                text = f"the {place.tensor.replace('_', ' ')} of {layer.name} was not recorded: {error}"
-                self._journal.note(self._step, "error", f"{layer.name}/{place.tensor}", text, layer.name)
+            text = f"the {place.tensor.replace('_', ' ')} of {layer.name} was not recorded: {error}"
+            self._journal.note(self._step, "error", f"{layer.name}/{place.tensor}", text, layer.name)
+
+    def _take(self, place: Place, layer: Layer, samples: Tensor) -> None:
+        if self._waiting + samples.nbytes <= HELD_BYTES:
+            self._hold(place, layer, samples.clone())
+            self._waiting += samples.nbytes
+        else:
+            self._hold(place, layer, samples)
+            self._measure_held(place.tensor, [place])
 
     def _hold(self, place: Place, layer: Layer, tensor: Tensor) -> None:
         self._held[place] = _Held(
@@ -193,7 +219,7 @@ class Reducer(Observer):
 
     def gradients_told(self) -> None:
         """Measure the gradients."""
-        with self._account.timed("metrics"):
+        with self._account.timed(HOOKS):
             self._measure_held("gradient", [place for place in self._held if place.tensor == "gradient"])
 
     def _measure_held(self, tensor: str, places: Sequence[Place]) -> None:
@@ -209,11 +235,10 @@ class Reducer(Observer):
         self._forget()
 
     def completed(self, step: int) -> None:
-        """Measure the weights, and write the row."""
-        with self._account.timed("metrics"):
-            for tensor in ("activation", "activation_gradient"):
-                self._measure_held(tensor, [place for place in self._held if place.tensor == tensor])
-        self.record(step)
+        """Measure the weights, and write the row, if the step is recorded."""
+        if self._recording:
+            self._recording = False
+            self.record(step)
 
     def record(self, step: int) -> None:
         """Write the row of a step: the weights as they are now, and what was told before.
@@ -223,9 +248,15 @@ class Reducer(Observer):
         """
         self._step = step
         try:
-            with self._account.timed("metrics"), undisturbed(self._runs_user_code):
-                numbers = self._columns.numbers(self._measured | self._weights(), self._absent())
-            with self._account.timed("writing"), preserved_rng(self._on_record is not None):
+            with self._account.timed(SHARED), undisturbed(self._runs_user_code):
+                looked = self._beside.has_probe and self._beside.look(step, self._probed)
+                for tensor in OF_MODULES:
+                    self._measure_held(tensor, [place for place in self._held if place.tensor == tensor])
+                if self._beside.has_probe and not looked:
+                    self._spoil("activation", "error")
+                beside = self._beside.numbers(step, lambda layer, tensor: self._word(Place(layer, tensor)))
+                numbers = self._columns.numbers(self._measured | self._weights(), self._absent(), *beside)
+            with self._account.timed(WRITING), preserved_rng(self._on_record is not None):
                 self._journal.writer.append(step, *numbers)
                 self._tell(step, numbers)
             self._journal.overhead(self._account)
@@ -233,6 +264,15 @@ class Reducer(Observer):
             self._journal.note(step, "record", "record", f"step {step} could not be recorded: {error!r}")
         finally:
             self._forget()
+            if self._budget is not None:
+                self._budget.recorded()
+
+    def _spoil(self, tensor: str, status: str) -> None:
+        # A part of what a tensor should have shown would read as all of it.
+        for place in self._columns.places:
+            if place.tensor == tensor:
+                self._measured.pop(place, None)
+                self._missing[place] = status
 
     def _weights(self) -> dict[Place, Measured]:
         found: dict[Place, Measured] = {}
@@ -243,18 +283,16 @@ class Reducer(Observer):
 
     def _absent(self) -> dict[Place, str]:
         # Why there is nothing, where nothing was measured.
-        if self.taps is None:
-            return dict.fromkeys(self._columns.places, "skipped")
-        called = {layer.name for layer in self._layers if self.taps.called(layer)}
-        words = {}
-        for place in self._columns.places:
-            if place.tensor == "activation":
-                words[place] = "unused"
-            elif place.tensor == "activation_gradient":
-                words[place] = "no_gradient" if place.layer in called else "unused"
-            else:
-                words[place] = "skipped"
-        return words | self._missing
+        return {place: self._word(place) for place in self._columns.places} | self._missing
+
+    def _word(self, place: Place) -> str:
+        if place.tensor == "activation" and self._beside.has_probe:
+            return "unused"
+        if self.taps is None or place.tensor not in OF_MODULES:
+            return "skipped"
+        if place.tensor == "activation":
+            return "unused"
+        return "no_gradient" if self.taps.called(self._by_name[place.layer]) else "unused"
 
     def _measure(
         self,
@@ -290,6 +328,11 @@ class Reducer(Observer):
             self._on_record(step, rows)
         except Exception as error:
             self._journal.note(step, "on_record", "on_record", f"on_record failed: {error!r}")
+
+    def release(self) -> None:
+        """Free what waits for a record that will not come."""
+        self._forget()
+        self._beside.forget()
 
     def note(self, step: int, kind: str, what: str, text: str, layer: str = "") -> None:
         """Say it once, in the log and in the record."""

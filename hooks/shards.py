@@ -79,7 +79,7 @@ class Moment:
         layers: ShardedLayers,
         read: Callable[[str], Tensor | None],
         plan: Plan | None = None,
-        spans: Mapping[str, ActivationSpan] | None = None,
+        spans: Sequence[ActivationSpan | None] = (),
     ) -> None:
         """Take what there is; nothing is sent.
 
@@ -87,13 +87,13 @@ class Moment:
             layers: what every process knows.
             read: gives the weight, or the gradient, of a layer; None where there is none.
             plan: what is measured of it, if other than of the weights; references are then those it names.
-            spans: of this process's activations, by layer.
+            spans: of this process's activations, in an order that is the same in every process.
         """
         self.layers = layers
         self.team = layers.team
         self.plan = layers.plan if plan is None else plan
         self._read = read
-        self._spans = {} if spans is None else spans
+        self._spans = spans
         self._parts: dict[tuple[int, int], Part] = {}
         self._tensors: dict[int, Tensor] = {}
 
@@ -161,23 +161,22 @@ class Moment:
         assert isinstance(found, Tensor)
         return found
 
-    def span(self, name: str) -> ActivationSpan | None:
-        """Merge the spans that the processes have of a layer's activations.
+    def span(self, layer: int) -> ActivationSpan | None:
+        """Merge the spans that the processes have of the same activations.
 
         Args:
-            name: the layer.
+            layer: which of the spans.
 
         Returns:
             That of all samples; None where no process has any.
         """
-        layer = self.layers.names.index(name)
         members = self.team.members
         facts = self._ask(layer, members * _FACTS, _DESCRIBE).reshape(members, _FACTS)
         there = facts[facts[:, 0] > 0]
         if not len(there):
             return None
         first = there[0].tolist()
-        own = self._spans.get(name)
+        own = self._spans[layer]
         if bool(there[:, 1].all()) and bool((there == there[0]).all()):
             features, width, eps = int(first[2]), int(first[3]), first[4]
             sizes = [sum_length(features, width, sketched) for sketched in (False, True)]
@@ -254,7 +253,7 @@ class Moment:
         if code == _BATCH:
             return self._own_matrices(layer, message.size)
         if code in (_DESCRIBE, _SPAN, _PACKED):
-            return self._own_span(code, self.layers.names[layer], message)
+            return self._own_span(code, layer, message)
         reference, of, scale = int(message.what[2]), Of(int(message.what[3])), message.what[4]
         return self._part(layer, reference).answer(Op(code), of, scale, message.vector)
 
@@ -301,8 +300,8 @@ class Moment:
         out[here] = rows
         return out.flatten()
 
-    def _own_span(self, code: int, name: str, message: Message) -> Tensor:
-        span = self._spans.get(name)
+    def _own_span(self, code: int, layer: int, message: Message) -> Tensor:
+        span = self._spans[layer]
         out = torch.zeros(message.size, dtype=torch.float64)
         if code == _DESCRIBE:
             if span is not None and span.samples:

@@ -187,6 +187,10 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
             for key in sorted({*groups[0]} & {*groups[1]}):
                 yield f"{key} of optimizer {i}, group {j}:", groups[0][key], groups[1][key]
     yield "schedule", before.get("schedule"), now["schedule"]
+    probes = [(part.get("probe") or {}).get("digest") for part in (before, now)]
+    yield "probe of digest", probes[0], probes[1]
+    for key in ("jacobian", "budget"):
+        yield key, before.get(key), now.get(key)
     for package, found in now["versions"].items():
         yield package, before.get("versions", {}).get(package), found
 

@@ -12,12 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from hooks.account import Account
+from hooks.account import Account, account_of
+from hooks.agenda import Agenda
 from hooks.arguments import check_settings, checked_attributes, checked_path, checked_tensors
+from hooks.beside import Beside, settings_of
+from hooks.budget import Budget, Due, checked_budget, own_answer
 from hooks.columns import Columns, plans_of
-from hooks.distributed import agree_on_zeros, check_supported, reshard, team_of
+from hooks.distributed import agree_on_zeros, check_supported, reshard, runnable, team_of
 from hooks.journal import Journal
 from hooks.layers import Selection, select_layers
+from hooks.probing import JacobianOptions
 from hooks.reducer import OnRecord, Reducer
 from hooks.references import Initials, named_references, reference_of, take_up_initial
 from hooks.schedules import Schedule, every
@@ -25,7 +29,7 @@ from hooks.staging import OnFull, StagedWriter
 from hooks.structure import describe_layers, describe_model, describe_optimizer, resumed, versions
 from hooks.taps import Taps, unwrapped
 from zanalysis.analyzers.matrices import View
-from zanalysis.analyzers.metrics import UserMetric
+from zanalysis.analyzers.metrics import UserMetric, checked_metrics, checked_tolerances
 from zanalysis.errors import NotBuiltYetError
 from zanalysis.runfile import Initial, MemoryWriter, RunWriter
 
@@ -78,6 +82,9 @@ class RankTracker:
         on_record: OnRecord | None = None,
         spectrum_size: int = 16,
         attributes: Mapping[str, Any] | None = None,
+        span_window: int = 1,
+        span_max_features: int | None = None,
+        jacobian: JacobianOptions | None = None,
     ) -> None:
         """Attach to a model.
 
@@ -95,27 +102,36 @@ class RankTracker:
                 layer names to tensors, or a list of these.
             tolerance: ``"default"``, ``"numpy"``, ``"rounding"``, an absolute number, or a list.
             view: how a kernel becomes a matrix.
-            probe: a fixed batch for activations; not in this version.
+            probe: a fixed batch, inputs without targets: a tensor, a tuple of positional arguments or a mapping of
+                keyword arguments. Each record runs it through the model in eval mode, after the step;
+                ``"activation"`` is then what the layers make of it, in place of the training's own, and
+                ``"jacobian_singular_values"`` are taken at its samples.
             mode: ``"x"`` refuses an existing file, ``"w"`` replaces it, ``"a"`` goes on in it: reference
                 ``"init"`` stays what it was, and an event names the settings that are other than before.
             start: steps completed before; with ``"a"``, rows at and after it are cut.
             flush_seconds: how long a record may wait before it is safe from a kill.
             on_full: whether a full queue makes the loop wait (``"block"``) or loses the record and
                 counts it (``"drop"``).
-            budget: share of the time to stay under; not in this version.
+            budget: the share of the time that recording may take, such as 0.02: due steps that would exceed it
+                are left out, and counted in an event. Step 0 is recorded all the same.
             alerts: predicates over the table; not in this version.
             on_record: called with the step and the rows of each record.
             spectrum_size: how many singular values a recorded spectrum keeps.
             attributes: facts of the user's own, stored with the run as JSON.
+            span_window: how many steps, up to the recorded one, a ``"span_dimension"`` is of.
+            span_max_features: layers wider than this are sketched for it, 4096 unless given: a span takes
+                8 · features² bytes for each layer, while its window is open.
+            jacobian: ``{"samples": n, "source": layer, "target": layer}``, each of them optional: of how many
+                samples of the probe (16) the Jacobian is taken, with respect to which layer's output (the
+                input) and of which one's (the model's).
 
         Raises:
             InputError: if an argument is not what was expected.
             RunFileError: if the file cannot be written.
             NotBuiltYetError: if an option is asked for that this version does not have.
         """
-        for name, given in (("probe", probe), ("budget", budget), ("alerts", alerts or None)):
-            if given is not None:
-                raise NotBuiltYetError(f"RankTracker({name}=…)")
+        if alerts:
+            raise NotBuiltYetError("RankTracker(alerts=…)")
         followed = checked_tensors(tensors)
         check_settings(schedule, start, spectrum_size, on_full, flush_seconds)
         schedule = every(50) if schedule is None else schedule
@@ -125,23 +141,53 @@ class RankTracker:
         team = team_of(model, chosen)
         optimizers = unwrapped(optimizer)
         named = named_references(reference, chosen)
-        plans = plans_of(followed, metrics, tuple(named), tolerance)
+        asked, rules, share = checked_metrics(metrics), checked_tolerances(tolerance), checked_budget(budget)
+        # What is subtracted has an identity's scale whether it is asked for or not.
+        booked = [m if isinstance(m, str) else getattr(m, "__name__", type(m).__name__) for m in asked]
+        booked += ["identity_scale"] if "identity" in named else []
+        self._account = account_of(booked, chosen[0].parameter.device)
+        plans = plans_of(followed, asked, tuple(named), tolerance, self._account.timed)
+        settings = settings_of(
+            runnable(model, team, probe),
+            chosen,
+            asked,
+            followed,
+            rules,
+            probe,
+            jacobian,
+            span_window,
+            span_max_features,
+            spectrum_size,
+        )
         references = {
             layer.name: {name: reference_of(given, layer) for name, given in named.items()}
             for layer in chosen
         }
-        self._columns = Columns(chosen, plans, spectrum_size)
-        self._account = Account()
+        exchange, agree = None, own_answer
+        reduces: Callable[..., Reducer] = Reducer
+        if team is not None:
+            # Loaded only where it is needed.
+            from hooks.shared_opening import open_together
+            from hooks.shared_reducer import SharedReducer, SpanExchange
+
+            exchange, agree = SpanExchange(team), lambda allowed: bool(team.agreed(allowed))
+            reduces = partial(SharedReducer, team, exchange)
+        due = Due(schedule, None if share is None else Budget(share, self._account, agree))
+        agenda = Agenda(due, settings.window, start)
+        beside = Beside(chosen, settings, agenda, self._account, spectrum_size, exchange)
+        self._columns = Columns(chosen, plans, spectrum_size, beside.series, beside.spectra)
         described: dict[str, Any] = {
             "model": describe_model(model),
             "layers": describe_layers(chosen),
             "optimizers": describe_optimizer(optimizers),
             "schedule": getattr(schedule, "__name__", repr(schedule)),
             "metrics": list(dict.fromkeys(series.metric for series in self._columns.series)),
-            "tensors": list(plans),
+            "tensors": list(followed),
             "references": list(named),
-            "tolerances": [str(t) for t in next(iter(plans.values())).tolerances],
+            "tolerances": [str(rule) for rule in rules],
             "view": view if isinstance(view, str) else getattr(view, "__name__", repr(view)),
+            **settings.described,
+            "budget": share,
             "start": start,
             "torch_seed": torch.initial_seed(),
             "versions": versions(),
@@ -169,6 +215,7 @@ class RankTracker:
                     mode=mode,
                     start=start,
                     initial=initials,
+                    parts=self._account.parts,
                 )
                 if not writer.resumed:
                     undo.callback(writer.path.unlink, missing_ok=True)
@@ -180,37 +227,34 @@ class RankTracker:
                     journal.event(start, "resumed", resumed(start, writer.before, described))
                 return journal, kept
 
-            reduces: Callable[..., Reducer] = Reducer
             if team is None:
                 self._journal, kept = open_file(Initials(chosen, references) if "init" in named else ())
                 if kept is not None:
                     take_up_initial(references, kept)
             else:
-                # Loaded only where it is needed.
-                from hooks.shared_opening import open_together
-                from hooks.shared_reducer import SharedReducer
-
                 self._journal = open_together(team, chosen, references, tuple(named), view, open_file)
-                reduces = partial(SharedReducer, team)
+            due.journal = beside.journal = self._journal
             reducer = reduces(
                 chosen,
                 plans,
                 references,
                 self._columns,
                 view,
-                schedule,
+                agenda,
+                beside,
                 self._journal,
                 self._account,
+                due.budget,
                 on_record,
             )
-            if start == 0 or reducer.due(start):
+            if start == 0 or due.scheduled(start):
                 reducer.record(start)
-            self._taps = Taps(model, optimizers, chosen, reducer, plans, start)
+            self._taps = Taps(model, optimizers, chosen, reducer, reducer.tensors, start)
             reducer.taps = self._taps
             self._reducer = reducer
             undo.pop_all()
         # Runs at the latest when the interpreter ends. What is installed outlives a tracker that nobody kept.
-        self._finalizer = weakref.finalize(self._taps, self._journal.close)
+        self._finalizer = weakref.finalize(self._taps, _complete, self._journal, self._account, due.budget)
 
     def step(self) -> None:
         """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
@@ -260,7 +304,7 @@ class RankTracker:
             return
         self._open = False
         self._taps.remove()
-        self._journal.overhead(self._account)
+        self._reducer.release()
         self._finalizer()
 
     def __enter__(self) -> "RankTracker":
@@ -273,3 +317,11 @@ class RankTracker:
             text = f"the loop was left by {kind.__name__}: {error}"
             self._journal.event(self._taps.step, "exception", text)
         self.close()
+
+
+def _complete(journal: Journal, account: Account, budget: Budget | None) -> None:
+    """Write the last of the record, and close it."""
+    if budget is not None and budget.summary:
+        journal.event(budget.step, "budget", budget.summary)
+    journal.overhead(account)
+    journal.close()

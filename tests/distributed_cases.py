@@ -267,12 +267,12 @@ def spans(folder, kind):
     for part in own_rows.split(5) if len(own_rows) else ():
         span.update(part)
     everything.update(rest)
-    held = {} if kind == "none" else {"fc": span}
+    held = [None if kind == "none" else span]
     team = Team([dist.group.WORLD])
     moment = Moment(
         ShardedLayers(team, ["fc"], plan("rank"), {"fc": {}}, "out", {}), lambda _: None, None, held
     )
-    merged = moment.share(1, lambda: moment.span("fc"))
+    merged = moment.share(1, lambda: moment.span(0))
     if merged is None:
         return None
     rules = ("default", "rounding", 1.0) if kind == "bfloat16" else ("default", "numpy", 1e-3)
@@ -293,19 +293,58 @@ def spans(folder, kind):
     )
 
 
+def spanning(folder, kind, window=2, probe=False, tensors=("activation", "activation_gradient"), lost=False):
+    """Record the spans of windows of a model that all processes train, on a share of the data each."""
+    model = build()
+    if kind == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    elif kind == "fsdp":
+        fully_shard(model[3])
+        fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"probe": batches(1, 30)[0][0]} if probe else {"span_window": window}
+    tracker = RankTracker(
+        model, optimizer, schedule=every(2), metrics=("span_dimension", "rank"), tensors=tensors,
+        tolerance=["default", 1e-2], **options,
+    )  # fmt: skip
+    if lost and dist.get_rank() == 1:
+        logging.getLogger("hooks").setLevel(logging.CRITICAL)
+        tracker._reducer._beside.combine = None
+    train(model, optimizer, 4, [])
+    tracker.close()
+    return rows(tracker)
+
+
+def thinned(folder):
+    """A budget that the processes would answer differently: the first one's answer counts."""
+    model = build()
+    fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tracker = RankTracker(model, optimizer, schedule=every(1), metrics="frobenius_norm", budget=0.5)
+    budget = tracker._reducer._budget
+    recorded = []
+    told = budget.recorded
+    budget.recorded = lambda: (recorded.append(budget.step), told())
+    answers = itertools.cycle([True, False, False] if dist.get_rank() == 0 else [False, True])
+    budget._affords = lambda: next(answers)
+    train(model, optimizer, 6, [])
+    tracker.close()
+    return sorted(set(rows(tracker)["step"])), budget.kept, budget.skipped
+
+
 def construction_error(folder, which):
     """Raise in every process what goes wrong in the first."""
     model = build()
     if which == "fsdp":
         fully_shard(model)
-    elif which != "plain":
+    else:
         model = nn.parallel.DistributedDataParallel(model)
     path = folder / "missing" / "run.h5" if which == "folder" else folder / "there.h5"
     if dist.get_rank() == 0:
         (folder / "there.h5").write_text("something else")
     dist.barrier()
     try:
-        RankTracker(model, None, path)
+        RankTracker(model, None, path, **({"metrics": "rnak"} if which == "metric" else {}))
     except Exception as error:
         dist.barrier()
         return (
@@ -332,7 +371,12 @@ def failing(folder, where):
 
     metrics = ("rank", "stable_rank", picky) if where == "function" else ("rank", "stable_rank")
     tracker = RankTracker(
-        model, optimizer, schedule=every(1), layers=["3", "6", "8"], tensors=("weight", "gradient"), metrics=metrics
+        model,
+        optimizer,
+        schedule=every(1),
+        layers=["3", "6", "8"],
+        tensors=("weight", "gradient"),
+        metrics=metrics,
     )
     reducer = tracker._reducer
     if where in ("leader's part", "other's part"):

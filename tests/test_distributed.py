@@ -277,7 +277,9 @@ def test_layers_of_the_leaders_own_beside_sharded_ones(ranks):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("kind", ["gram", "triangle", "bfloat16", "sketch", "skipping", "nonfinite", "one empty"])
+@pytest.mark.parametrize(
+    "kind", ["gram", "triangle", "bfloat16", "sketch", "skipping", "nonfinite", "one empty"]
+)
 def test_spans_are_those_of_all_the_data(ranks, kind, world):
     answers = ranks("spans", world, kind=kind)
     readings, samples, all_samples, skipped, support, all_support = answers[0]
@@ -289,6 +291,56 @@ def test_spans_are_those_of_all_the_data(ranks, kind, world):
         if not skipped:
             assert tau == pytest.approx(all_tau, rel=1e-6, nan_ok=True)
     assert answers[1:] == [None] * (world - 1)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("probe", [False, True])
+def test_the_spans_of_a_window_are_those_of_all_the_data(ranks, kind, probe):
+    tensors = ("activation",) if probe else ("activation", "activation_gradient")
+    if probe and kind == "fsdp":
+        with pytest.raises(InputError, match="no process has all of a sharded model"):
+            ranks("spanning", kind=kind, probe=True, tensors=tensors)
+        return
+    rows, others = ranks("spanning", kind=kind, probe=probe, tensors=tensors)
+    assert not others["step"]
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"probe": batches(1, 30)[0][0]} if probe else {"span_window": 2}
+    tracker = RankTracker(
+        model, optimizer, schedule=every(2), metrics=("span_dimension", "rank"), tensors=tensors,
+        tolerance=["default", 1e-2], **options,
+    )  # fmt: skip
+    for batch in batches(4):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+    tracker.close()
+    found, expected = (
+        table[table["metric"] == "span_dimension"].set_index([*KEYS[1:], "step"]).sort_index()
+        for table in (pd.DataFrame(rows), tracker.table())
+    )
+    assert len(found)
+    assert list(found["status"]) == list(expected["status"])
+    # The gradient of a process's own loss is as many times larger as there are processes.
+    forward = expected.index.get_level_values("tensor") == "activation"
+    forward |= expected.index.get_level_values("tolerance_rule") == "default"
+    both = (torch.tensor(table[forward]["value"].to_numpy()) for table in (found, expected))
+    torch.testing.assert_close(*both, rtol=0, atol=0, equal_nan=True)
+
+
+def test_spans_that_one_process_has_lost_are_missed(ranks):
+    rows, _ = ranks("spanning", kind="ddp", lost=True)
+    table = pd.DataFrame(rows)
+    spans = table[(table["metric"] == "span_dimension") & (table["step"] > 0)]
+    assert set(spans["status"]) == {"error"}
+    assert "ok" in set(table[table["metric"] == "rank"]["status"])
+
+
+def test_a_budget_is_one_for_all(ranks):
+    (steps, kept, skipped), (others, *same) = ranks("thinned")
+    assert steps == [0, 1, 4]
+    assert others == []
+    assert [kept, skipped] == same
 
 
 def test_no_span_anywhere(ranks):
@@ -304,6 +356,7 @@ def test_no_span_anywhere(ranks):
         ("ddp", "RunFileError", "there.h5"),
         ("fsdp", "RunFileError", "there.h5"),
         ("folder", "RunFileError", "missing"),
+        ("metric", "InputError", "did you mean 'rank'"),
     ],
 )
 def test_an_error_at_construction_is_raised_in_every_process(ranks, which, kind, match):

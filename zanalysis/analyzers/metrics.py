@@ -6,7 +6,8 @@ gives them for one parameter. The order is the layout of a run file's columns.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,12 +23,15 @@ from zanalysis.analyzers.symmetry import distinct_rows
 from zanalysis.errors import InputError, did_you_mean
 
 __all__ = [
+    "JACOBIAN",
     "NONE",
+    "SPAN",
     "Key",
     "Measurement",
     "Plan",
     "UserMetric",
     "checked_metrics",
+    "checked_tolerances",
     "failed_measurement",
     "scale_measurement",
 ]
@@ -67,7 +71,17 @@ _WITH_TOLERANCE = {"rank": spectrum.rank_of, "rank_margin": spectrum.rank_margin
 _GROUPS = {"support": ("support_rows", "support_columns")}
 SCALARS = (*_WITH_TOLERANCE, *_PLAIN, "condition_number", "identity_scale")
 SPECTRUM = "singular_values"
-KNOWN = (*SCALARS, *_GROUPS, SPECTRUM)
+SPAN = "span_dimension"
+"""Of the activations of a window; see `hooks.spans`."""
+
+JACOBIAN = "jacobian_singular_values"
+"""Of a network at the samples of a probe; see `hooks.probing`."""
+
+_NOT_OF_A_MATRIX = {
+    SPAN: "of the activations of many steps; record it with tensors='activation', or see activation_span",
+    JACOBIAN: "of a whole network at a probe; record it with probe=…, or see jacobian_singular_values",
+}
+KNOWN = (*SCALARS, *_GROUPS, SPECTRUM, *_NOT_OF_A_MATRIX)
 
 
 class Key(NamedTuple):
@@ -134,11 +148,14 @@ class Plan:
         metrics: as `checked_metrics` returns them.
         references: the names of the references, `NONE` for the weight itself.
         tolerances: rules for the metrics that need one.
+        book: gives a context for the name of a metric, within which it is measured: what several share is
+            done within that of the first.
     """
 
     metrics: tuple[str | UserMetric, ...]
     references: tuple[str, ...] = (NONE,)
     tolerances: tuple[spectrum.Tolerance, ...] = ("default",)
+    book: Callable[[str], AbstractContextManager[Any]] = field(default=nullcontext, compare=False)
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -239,12 +256,12 @@ class Plan:
         by_name = dict(zip(self._names, (m for m in self.metrics if m != SPECTRUM), strict=True))
         for key in self.keys:
             try:
-                if key.metric == "identity_scale":
-                    measured[key] = scale()
-                else:
-                    measured[key] = _measure(
-                        residual(key.reference), by_name[key.metric], rules.get(key.tolerance_rule, "default")
-                    )
+                with self.book(key.metric):
+                    if key.metric == "identity_scale":
+                        measured[key] = scale()
+                    else:
+                        rule = rules.get(key.tolerance_rule, "default")
+                        measured[key] = _measure(residual(key.reference), by_name[key.metric], rule)
             except Exception as error:
                 if on_error is None:
                     raise
@@ -253,7 +270,8 @@ class Plan:
         if self.wants_spectrum:
             for name in self.references:
                 try:
-                    spectra[name] = residual(name).singular_values
+                    with self.book(SPECTRUM):
+                        spectra[name] = residual(name).singular_values
                 except Exception as error:
                     if on_error is None:
                         raise
@@ -323,10 +341,24 @@ def failed_measurement(shape: torch.Size, device: torch.device) -> Measurement:
     return Measurement(nothing, nothing, torch.full_like(nothing, CODES["error"]).to(torch.uint8))
 
 
+def checked_tolerances(tolerances: Any) -> tuple[spectrum.Tolerance, ...]:
+    """Return the rules for τ, each once.
+
+    Args:
+        tolerances: one rule or several.
+
+    Returns:
+        The rules, in the order given.
+    """
+    several = tolerances if isinstance(tolerances, list | tuple) else (tolerances,)
+    return tuple(dict.fromkeys(spectrum.checked_tolerance(t) for t in several))
+
+
 def plan(
     metrics: str | UserMetric | Iterable[str | UserMetric],
     references: Sequence[str] = (NONE,),
     tolerances: Any = "default",
+    book: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Plan:
     """Check what was asked for and fix its order.
 
@@ -334,10 +366,16 @@ def plan(
         metrics: names, functions of a matrix, or several of both.
         references: the names of the references.
         tolerances: one rule or several.
+        book: gives a context for each metric by name, within which it is measured.
 
     Returns:
         The plan.
+
+    Raises:
+        InputError: if something is asked for that is not there, or is no metric of a matrix.
     """
-    several = tolerances if isinstance(tolerances, list | tuple) else (tolerances,)
-    rules = tuple(dict.fromkeys(spectrum.checked_tolerance(t) for t in several))
-    return Plan(checked_metrics(metrics), tuple(references), rules)
+    checked = checked_metrics(metrics)
+    for name in checked:
+        if isinstance(name, str) and name in _NOT_OF_A_MATRIX:
+            raise InputError(f"{name} is no metric of a matrix but {_NOT_OF_A_MATRIX[name]}.")
+    return Plan(checked, tuple(references), checked_tolerances(tolerances), book)
