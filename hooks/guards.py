@@ -3,11 +3,65 @@
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
+from torch import nn
 
-__all__ = ["preserved_rng", "without_autocast"]
+__all__ = [
+    "is_quiet",
+    "preserved_attributes",
+    "preserved_rng",
+    "quiet",
+    "undisturbed",
+    "without_autocast",
+]
+
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let no hook of this package take note of a forward pass that is not the training's own."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def is_quiet() -> bool:
+    """Say whether what runs is a forward pass of ours, which no hook is to take note of.
+
+    Returns:
+        Whether `quiet` is in force here.
+    """
+    return _quiet.get()
+
+
+@contextmanager
+def preserved_attributes(model: nn.Module) -> Iterator[None]:
+    """Give every module back the attributes it had: a forward pass may count its calls, or keep a tensor.
+
+    What it changes inside a list or a dict of its own stays changed.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Nothing.
+    """
+    before = [(module, dict(module.__dict__)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            for name in module.__dict__.keys() - attributes.keys():
+                del module.__dict__[name]
+            for name, value in attributes.items():
+                if module.__dict__.get(name, module) is not value:
+                    module.__dict__[name] = value
 
 
 @contextmanager
@@ -36,3 +90,14 @@ def preserved_rng(needed: bool) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def undisturbed(runs_user_code: bool) -> Iterator[None]:
+    """Measure: without gradients, in the arithmetic's own precision, and without a random number less.
+
+    Args:
+        runs_user_code: whether functions of the user's own will run.
+    """
+    with torch.no_grad(), without_autocast(), preserved_rng(runs_user_code):
+        yield

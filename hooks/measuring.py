@@ -89,7 +89,7 @@ def measure(
     """
     if len(layers) > 1 and not plan.has_user_metrics:
         if _only_stable_ranks(plan):
-            alone = _stable_ranks_together(layers, view)
+            alone = _stable_ranks_together(layers, plan, view)
             rest = [layer for layer in layers if layer.name not in alone]
             return alone | {
                 layer.name: _measured(layer, plan, references, view, warm, on_error) for layer in rest
@@ -100,13 +100,14 @@ def measure(
     return {layer.name: _measured(layer, plan, references, view, warm, on_error) for layer in layers}
 
 
-def _stable_ranks_together(layers: Sequence[Layer], view: View) -> dict[str, Measured]:
+def _stable_ranks_together(layers: Sequence[Layer], plan: Plan, view: View) -> dict[str, Measured]:
     # What is zero, not finite or in any other way remarkable is left to be measured by itself.
     try:
         matrices = [matricize(layer.read(), view) for layer in layers]
         if any(matrix.ndim != 2 or matrix.dtype.itemsize > 4 for matrix in matrices):
             return {}
-        values = stable_ranks(matrices)
+        with plan.book("stable_rank"):
+            values = stable_ranks(matrices)
     except Exception:
         return {}
     numbers = torch.stack(

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from hooks.layers import Layer, layer_name
+from hooks.distributed import whole_of
+from hooks.layers import Layer, is_distributed, layer_name
 from zanalysis._version import __version__
 from zanalysis.analyzers.symmetry import recognize_start
 
-__all__ = ["describe_layers", "describe_model", "describe_optimizer", "differences", "versions"]
+__all__ = ["describe_layers", "describe_model", "describe_optimizer", "differences", "resumed", "versions"]
 
 # What these do to a model is done around it.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
@@ -58,7 +59,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
                 "shape": list(parameter.shape),
                 "dtype": str(parameter.dtype).removeprefix("torch."),
                 "trained": parameter.requires_grad,
-                "zero": not bool(parameter.detach().any()),
+                "zero": not bool(_held(parameter).any()),
             }
             for name, parameter in model.named_parameters()
         ],
@@ -78,7 +79,7 @@ def describe_layers(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """
     described = []
     for layer in layers:
-        weight = layer.read()
+        weight = whole_of(layer.read())
         described.append(
             {
                 "name": layer.name,
@@ -90,6 +91,13 @@ def describe_layers(layers: Sequence[Layer]) -> list[dict[str, Any]]:
             }
         )
     return described
+
+
+def _held(parameter: torch.Tensor) -> torch.Tensor:
+    # Of what several processes hold in parts, this one's.
+    parts: Any = parameter.detach()
+    held: torch.Tensor = parts.to_local() if is_distributed(parts) else parts
+    return held
 
 
 def _plain(value: Any) -> Any:
@@ -179,5 +187,26 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
             for key in sorted({*groups[0]} & {*groups[1]}):
                 yield f"{key} of optimizer {i}, group {j}:", groups[0][key], groups[1][key]
     yield "schedule", before.get("schedule"), now["schedule"]
+    probes = [(part.get("probe") or {}).get("digest") for part in (before, now)]
+    yield "probe of digest", probes[0], probes[1]
+    for key in ("jacobian", "budget"):
+        yield key, before.get(key), now.get(key)
     for package, found in now["versions"].items():
         yield package, before.get("versions", {}).get(package), found
+
+
+def resumed(step: int, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """Say how a run goes on.
+
+    Args:
+        step: from where.
+        before: the attributes of the earlier part; None where nothing of it is kept.
+        now: those of the later part.
+
+    Returns:
+        A sentence.
+    """
+    if before is None:
+        return f"nothing recorded before step {step} is kept: the record begins anew"
+    other = differences(before, now)
+    return f"recording goes on from step {step}" + (f"; now {'; '.join(other)}" if other else "")

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from zanalysis.analyzers.shared_products import lower_gram
 
-__all__ = ["Count", "count_by_inertia", "count_by_range", "gram_decides"]
+__all__ = ["Count", "count_by_inertia", "count_by_range", "count_from_gram", "gram_decides"]
 
 EPS = torch.finfo(torch.float64).eps
 ROUNDING = 4
@@ -97,7 +97,51 @@ def count_by_inertia(
     doubt = ROUNDING * A.shape[1] * EPS * largest**2 + TAU_ERROR * tau**2
     if A.device.type != "cpu":
         return _count_on_device(A, tau, doubt)
-    shifted = lower_gram(A) if gram is None else gram.clone()
+    found = _count_of_gram(lower_gram(A) if gram is None else gram.clone(), tau, doubt, margin)
+    if found is None:
+        return None
+    above, nearest, solve = found
+    if not margin:
+        return Count(above, None)
+    # The Rayleigh quotient of A itself, not of A Aᵀ: no digits are lost to the square.
+    # One more inverse iteration takes out of the vector what the large singular values would add.
+    images = [_stretch(solve(vector), A) for vector in nearest.vectors]
+    distances = [abs(image - tau) for image in images]
+    if min(distances) == distances[-1] and nearest.below and images[-1] ** 2 < 1e4 * doubt:
+        # Gram matrices do not tell such singular values apart, and which of them is largest.
+        unresolved = math.sqrt(images[-1] ** 2 + doubt)
+        return Count(above, distances[-1]) if unresolved < NEGLIGIBLE * tau else None
+    return Count(above, min(distances))
+
+
+def count_from_gram(gram: Tensor, long: int, tau: float, largest: float) -> int | None:
+    """Count the singular values above τ of a matrix whose Gram matrix is at hand, and not the matrix.
+
+    Args:
+        gram: `[n, n]`, float64, of the shorter side, without zero rows; at least its lower triangle.
+        long: the length of the longer side, over which it was summed.
+        tau: the tolerance, for which `gram_decides`.
+        largest: σ₁ of the matrix.
+
+    Returns:
+        The count; None where a singular value is within rounding of τ.
+
+    Example:
+        >>> count_from_gram(torch.diag(torch.tensor([9.0, 4.0, 1.0], dtype=torch.float64)), 3, 1.5, 3.0)
+        2
+    """
+    doubt = ROUNDING * long * EPS * largest**2 + TAU_ERROR * tau**2
+    if gram.device.type != "cpu":
+        values = torch.linalg.eigvalsh(gram)
+        return None if float((values - tau**2).abs().amin()) <= doubt else int((values > tau**2).sum())
+    found = _count_of_gram(gram.tril(), tau, doubt, False)
+    return None if found is None else found[0]
+
+
+def _count_of_gram(
+    shifted: Tensor, tau: float, doubt: float, margin: bool
+) -> tuple[int, "_Nearest", Callable[[Any], Any]] | None:
+    # Takes the Gram matrix over. How many lie above, what lies nearest, and the solver.
     size = shifted.shape[0]
     shifted.diagonal().sub_(tau**2)
     factors, pivots, info = torch.linalg.ldl_factor_ex(shifted)
@@ -111,17 +155,7 @@ def count_by_inertia(
     nearest = _nearest(solve, size, tau, (above > 0, below > 0), margin)
     if nearest is None or nearest.distance <= doubt:
         return None
-    if not margin:
-        return Count(above, None)
-    # The Rayleigh quotient of A itself, not of A Aᵀ: no digits are lost to the square.
-    # One more inverse iteration takes out of the vector what the large singular values would add.
-    images = [_stretch(solve(vector), A) for vector in nearest.vectors]
-    distances = [abs(image - tau) for image in images]
-    if min(distances) == distances[-1] and nearest.below and images[-1] ** 2 < 1e4 * doubt:
-        # Gram matrices do not tell such singular values apart, and which of them is largest.
-        unresolved = math.sqrt(images[-1] ** 2 + doubt)
-        return Count(above, distances[-1]) if unresolved < NEGLIGIBLE * tau else None
-    return Count(above, min(distances))
+    return above, nearest, solve
 
 
 def _stretch(vector: Any, A: Tensor) -> float:

@@ -6,7 +6,7 @@ its singular values are near 1.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Literal, NamedTuple
 
@@ -19,7 +19,7 @@ from zanalysis.analyzers.modes import evaluating, find_modules, watching
 from zanalysis.analyzers.products import NetworkMap, PlainProducts, TracedProducts
 from zanalysis.errors import InputError, did_you_mean
 
-__all__ = ["jacobian_singular_values"]
+__all__ = ["JacobianReading", "jacobian_reading", "jacobian_singular_values"]
 
 Method = Literal["auto", "dense", "lanczos"]
 _METHODS = ("auto", "dense", "lanczos")
@@ -29,6 +29,19 @@ _PRODUCTS_PER_VALUE = 24
 _GRAM_FLOOR = 1e-6
 # What torch.func raises on an operation it cannot vectorize; a model that is at fault itself raises it again.
 _UNTRACEABLE = (RuntimeError, NotImplementedError)
+
+
+class JacobianReading(NamedTuple):
+    """Singular values, and how to read them.
+
+    Attributes:
+        values: `[samples, k]` float64, as `jacobian_singular_values` returns them.
+        status: a word for each sample: `nonfinite`, where its Jacobian is not finite; `not_converged`, where a
+            value could not be certified and is NaN; `zero`, where all of them are; else `ok`.
+    """
+
+    values: Tensor
+    status: tuple[str, ...]
 
 
 def jacobian_singular_values(
@@ -75,6 +88,42 @@ def jacobian_singular_values(
         >>> jacobian_singular_values(torch.nn.Linear(2, 2), torch.zeros(3, 2)).shape
         torch.Size([3, 2])
     """
+    return jacobian_reading(
+        model, x, k=k, source=source, target=target, smallest=smallest, method=method, memory=memory
+    ).values
+
+
+def jacobian_reading(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    k: int | None = None,
+    source: str | None = None,
+    target: str | None = None,
+    smallest: bool = False,
+    method: Method = "auto",
+    memory: int = 2**28,
+    at_most: bool = False,
+) -> JacobianReading:
+    """Take the singular values of a network's Jacobian at each sample, and say how to read them.
+
+    Args:
+        model: as for `jacobian_singular_values`.
+        x: `[samples, ...]` inputs, floating unless a source is named.
+        k: how many; default all, min(outputs, inputs).
+        source: the layer with respect to whose output; default the input.
+        target: the layer whose output; default the network's.
+        smallest: take the k smallest in place of the k largest.
+        method: `"dense"`, `"lanczos"` or `"auto"`.
+        memory: bytes to stay within.
+        at_most: take all there are where they are fewer than k, in place of refusing.
+
+    Returns:
+        The values, and a word for each sample.
+
+    Raises:
+        InputError: as `jacobian_singular_values` does.
+    """
     if x.ndim < 1 or not (x.is_floating_point() or source is not None):
         raise InputError(
             f"expected floating inputs [samples, ...], got {x.dtype} of shape {tuple(x.shape)}; where inputs "
@@ -89,16 +138,27 @@ def jacobian_singular_values(
     with evaluating(model), torch.no_grad(), _differentiable(model):
         size = _measure(network, x[0])
         full = min(size.outputs, size.inputs)
+        k = min(k, full) if k is not None and at_most else k
         if k is not None and not 1 <= k <= full:
             raise InputError(f"k={k} must lie between 1 and min(outputs, inputs) = {full}.")
         few = k is not None and not smallest and _PRODUCTS_PER_VALUE * k < size.outputs
         large = k is not None and 16 * size.outputs * size.inputs > memory
         if method == "lanczos" or (method == "auto" and (few or large)):
-            return torch.stack(
-                [_by_products(network, sample, k or full, smallest, memory, size) for sample in x]
-            )
+            found = [_by_products(network, sample, k or full, smallest, memory, size) for sample in x]
+            values = torch.stack([of_one for of_one, _ in found])
+            return JacobianReading(values, tuple(map(_word, values, [finite for _, finite in found])))
         values = _dense(network, x, memory, size)
-    return values if k is None else values[:, -k:] if smallest else values[:, :k]
+    finite = values.isfinite().all(1).tolist()
+    values = values if k is None else values[:, -k:] if smallest else values[:, :k]
+    return JacobianReading(values, tuple(map(_word, values, finite)))
+
+
+def _word(values: Tensor, finite: bool) -> str:
+    if not finite:
+        return "nonfinite"
+    if not values.isfinite().all():
+        return "not_converged"
+    return "ok" if (values > 0).any() else "zero"
 
 
 class _Size(NamedTuple):
@@ -177,15 +237,25 @@ def _singular_values(jacobians: Tensor) -> Tensor:
 
 def _by_products(
     network: NetworkMap, sample: Tensor, k: int, smallest: bool, memory: int, size: _Size
-) -> Tensor:
+) -> tuple[Tensor, bool]:
     shape = (size.outputs, size.inputs)
     tolerance = max(1e-10, 32 * size.eps)
     most = max(2 * k + 16, memory // (8 * sum(shape)))
 
-    def solve(products: TracedProducts | PlainProducts) -> Tensor:
-        return extreme_singular_values(
-            products.times,
-            products.adjoint,
+    def solve(products: TracedProducts | PlainProducts) -> tuple[Tensor, bool]:
+        finite = [True]
+
+        def noted(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            def take(block: Tensor) -> Tensor:
+                result = product(block)
+                finite.append(bool(result.isfinite().all()))
+                return result
+
+            return take
+
+        values = extreme_singular_values(
+            noted(products.times),
+            noted(products.adjoint),
             shape,
             k,
             smallest=smallest,
@@ -193,6 +263,7 @@ def _by_products(
             most=most,
             device=sample.device,
         )
+        return values, all(finite)
 
     try:
         return solve(TracedProducts(network, sample))

@@ -28,6 +28,7 @@ __all__ = [
     "ReferenceTable",
     "View",
     "checked_parameter",
+    "common_diagonal",
     "computable",
     "identity_like",
     "identity_scale_of",
@@ -201,7 +202,7 @@ def identity_scale_of(W: Tensor) -> Tensor:
     diagonal = _diagonal(W).double()
     if diagonal.shape[-1] == 0:
         return torch.ones(W.shape[:-2] if W.ndim <= 3 else (), dtype=torch.float64, device=W.device)
-    return _common_diagonal(diagonal, *_off_diagonal(W))
+    return common_diagonal(diagonal, *_off_diagonal(W))
 
 
 def _off_diagonal(W: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,7 +228,21 @@ def _off_diagonal_by_rows(W: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(in_row), in_column
 
 
-def _common_diagonal(diagonal: Tensor, in_row: Tensor, in_column: Tensor) -> Tensor:
+def common_diagonal(diagonal: Tensor, in_row: Tensor, in_column: Tensor) -> Tensor:
+    """Return α, the common value of the diagonal where a row and its column are otherwise zero.
+
+    Args:
+        diagonal: `[..., min(m, n)]`, float64.
+        in_row: `[..., m]`, the largest magnitude off the diagonal in each row.
+        in_column: `[..., n]`, the same for each column.
+
+    Returns:
+        float64 of the batch shape; 1 where there is no such index, NaN where the values differ.
+
+    Example:
+        >>> common_diagonal(torch.tensor([0.5, 7.0]).double(), torch.tensor([0.0, 1.0]), torch.zeros(2))
+        tensor(0.5000, dtype=torch.float64)
+    """
     size = diagonal.shape[-1]
     idle = (in_row[..., :size] == 0) & (in_column[..., :size] == 0)
     low = torch.where(idle, diagonal, torch.inf).amin(-1)
@@ -278,7 +293,7 @@ def learned_of(W: Tensor) -> tuple[Tensor, Learned | None]:
     """
     diagonal = W.diagonal().double()
     in_row, in_column = _off_diagonal(W)
-    scale = _common_diagonal(diagonal, in_row, in_column)
+    scale = common_diagonal(diagonal, in_row, in_column)
     moved = diagonal != scale
     rows, columns = in_row != 0, in_column != 0
     size = diagonal.shape[0]

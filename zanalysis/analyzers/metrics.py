@@ -6,8 +6,9 @@ gives them for one parameter. The order is the layout of a run file's columns.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,19 @@ from zanalysis.analyzers.statuses import CODES
 from zanalysis.analyzers.symmetry import distinct_rows
 from zanalysis.errors import InputError, did_you_mean
 
-__all__ = ["NONE", "Key", "Measurement", "Plan", "UserMetric", "checked_metrics"]
+__all__ = [
+    "JACOBIAN",
+    "NONE",
+    "SPAN",
+    "Key",
+    "Measurement",
+    "Plan",
+    "UserMetric",
+    "checked_metrics",
+    "checked_tolerances",
+    "failed_measurement",
+    "scale_measurement",
+]
 
 NONE = "none"
 """How a table names the absence of a reference or of a tolerance."""
@@ -38,6 +51,11 @@ def _distinct_rows(residual: Residual) -> Tensor:
     return torch.where(residual.defined, torch.stack(counts).reshape(residual.batch_shape), torch.nan)
 
 
+def _zero_gradient(residual: Residual) -> Tensor:
+    # Exactly zero, with no tolerance at all: 1.0 or 0.0.
+    return torch.where(residual.finite, residual.zero.double(), torch.nan)
+
+
 _PLAIN: Mapping[str, Callable[[Residual], Tensor]] = {
     "stable_rank": spectrum.stable_rank_of,
     "effective_rank": spectrum.effective_rank_of,
@@ -47,12 +65,23 @@ _PLAIN: Mapping[str, Callable[[Residual], Tensor]] = {
     "support_rows": lambda residual: spectrum.support_of(residual).rows,
     "support_columns": lambda residual: spectrum.support_of(residual).columns,
     "distinct_rows": _distinct_rows,
+    "zero_gradient": _zero_gradient,
 }
 _WITH_TOLERANCE = {"rank": spectrum.rank_of, "rank_margin": spectrum.rank_margin_of}
 _GROUPS = {"support": ("support_rows", "support_columns")}
 SCALARS = (*_WITH_TOLERANCE, *_PLAIN, "condition_number", "identity_scale")
 SPECTRUM = "singular_values"
-KNOWN = (*SCALARS, *_GROUPS, SPECTRUM)
+SPAN = "span_dimension"
+"""Of the activations of a window; see `hooks.spans`."""
+
+JACOBIAN = "jacobian_singular_values"
+"""Of a network at the samples of a probe; see `hooks.probing`."""
+
+_NOT_OF_A_MATRIX = {
+    SPAN: "of the activations of many steps; record it with tensors='activation', or see activation_span",
+    JACOBIAN: "of a whole network at a probe; record it with probe=…, or see jacobian_singular_values",
+}
+KNOWN = (*SCALARS, *_GROUPS, SPECTRUM, *_NOT_OF_A_MATRIX)
 
 
 class Key(NamedTuple):
@@ -119,11 +148,14 @@ class Plan:
         metrics: as `checked_metrics` returns them.
         references: the names of the references, `NONE` for the weight itself.
         tolerances: rules for the metrics that need one.
+        book: gives a context for the name of a metric, within which it is measured: what several share is
+            done within that of the first.
     """
 
     metrics: tuple[str | UserMetric, ...]
     references: tuple[str, ...] = (NONE,)
     tolerances: tuple[spectrum.Tolerance, ...] = ("default",)
+    book: Callable[[str], AbstractContextManager[Any]] = field(default=nullcontext, compare=False)
 
     @cached_property
     def keys(self) -> tuple[Key, ...]:
@@ -143,6 +175,11 @@ class Plan:
     def wants_spectrum(self) -> bool:
         """Whether whole spectra are asked for."""
         return SPECTRUM in self.metrics
+
+    @property
+    def wants(self) -> list[str]:
+        """The metrics that are asked for by name."""
+        return [metric for metric in self.metrics if isinstance(metric, str)]
 
     @property
     def has_user_metrics(self) -> bool:
@@ -185,37 +222,56 @@ class Plan:
             The measurements, one for each of `keys`, and the singular values by reference where
             they were asked for.
         """
-        measured: dict[Key, Measurement] = {}
-        spectra: dict[str, Tensor] = {}
-        residuals: dict[str, Residual] = {}
         W = checked_parameter(W)
-        wants = [metric for metric in self.metrics if isinstance(metric, str)]
 
         def residual(name: str) -> Residual:
-            if name not in residuals:
-                part = None if warm is None else warm.under(name)
-                residuals[name] = Residual.of(W, references[name], view, part, wants)
-            return residuals[name]
+            part = None if warm is None else warm.under(name)
+            return Residual.of(W, references[name], view, part, self.wants)
 
+        failed = failed_measurement(W.shape[:-2] if W.ndim == 3 else torch.Size(), W.device)
+        return self.evaluate_residuals(residual, lambda: _scale(computable(W)), failed, on_error)
+
+    def evaluate_residuals(
+        self,
+        residual_of: Callable[[str], Residual],
+        scale: Callable[[], Measurement],
+        failed: Measurement,
+        on_error: Callable[[Key, Exception], None] | None = None,
+    ) -> tuple[list[Measurement], dict[str, Tensor]]:
+        """Measure one parameter, whichever way its residuals are come by.
+
+        Args:
+            residual_of: gives the residual of a reference; asked at most once for each.
+            scale: measures `identity_scale`.
+            failed: what stands for a metric that failed.
+            on_error: as for `evaluate`.
+
+        Returns:
+            As `evaluate`.
+        """
+        measured: dict[Key, Measurement] = {}
+        spectra: dict[str, Tensor] = {}
+        residual = lru_cache(maxsize=None)(residual_of)
         rules = {str(tolerance): tolerance for tolerance in self.tolerances}
         by_name = dict(zip(self._names, (m for m in self.metrics if m != SPECTRUM), strict=True))
         for key in self.keys:
             try:
-                if key.metric == "identity_scale":
-                    measured[key] = _scale(computable(W))
-                else:
-                    measured[key] = _measure(
-                        residual(key.reference), by_name[key.metric], rules.get(key.tolerance_rule, "default")
-                    )
+                with self.book(key.metric):
+                    if key.metric == "identity_scale":
+                        measured[key] = scale()
+                    else:
+                        rule = rules.get(key.tolerance_rule, "default")
+                        measured[key] = _measure(residual(key.reference), by_name[key.metric], rule)
             except Exception as error:
                 if on_error is None:
                     raise
                 on_error(key, error)
-                measured[key] = _failed(W)
+                measured[key] = failed
         if self.wants_spectrum:
             for name in self.references:
                 try:
-                    spectra[name] = residual(name).singular_values
+                    with self.book(SPECTRUM):
+                        spectra[name] = residual(name).singular_values
                 except Exception as error:
                     if on_error is None:
                         raise
@@ -237,9 +293,21 @@ def _measure(residual: Residual, metric: str | UserMetric, tolerance: spectrum.T
 
 
 def _scale(W: Tensor) -> Measurement:
-    value = identity_scale_of(W)
-    word = torch.where(value.isnan(), CODES["no_common_diagonal"], CODES["ok"])
     finite = W.isfinite().flatten(-2).all(-1) if W.ndim <= 3 else W.isfinite().all()
+    return scale_measurement(identity_scale_of(W), finite)
+
+
+def scale_measurement(value: Tensor, finite: Tensor) -> Measurement:
+    """Return `identity_scale` as it is recorded.
+
+    Args:
+        value: α, NaN where there is none.
+        finite: whether the weight is.
+
+    Returns:
+        The measurement.
+    """
+    word = torch.where(value.isnan(), CODES["no_common_diagonal"], CODES["ok"])
     word = torch.where(finite, word, CODES["nonfinite"])
     return Measurement(
         torch.where(finite, value, torch.nan), torch.full_like(value, torch.nan), word.to(torch.uint8)
@@ -259,15 +327,38 @@ def _code_of_user(value: Tensor) -> Tensor:
     return torch.where(value.isfinite(), CODES["ok"], CODES["nonfinite"]).to(torch.uint8)
 
 
-def _failed(W: Tensor) -> Measurement:
-    nothing = torch.full(W.shape[:-2] if W.ndim == 3 else (), torch.nan, dtype=torch.float64, device=W.device)
+def failed_measurement(shape: torch.Size, device: torch.device) -> Measurement:
+    """Return what stands for a metric that failed.
+
+    Args:
+        shape: the batch shape.
+        device: where the others are.
+
+    Returns:
+        NaN, with the status ``error``.
+    """
+    nothing = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
     return Measurement(nothing, nothing, torch.full_like(nothing, CODES["error"]).to(torch.uint8))
+
+
+def checked_tolerances(tolerances: Any) -> tuple[spectrum.Tolerance, ...]:
+    """Return the rules for τ, each once.
+
+    Args:
+        tolerances: one rule or several.
+
+    Returns:
+        The rules, in the order given.
+    """
+    several = tolerances if isinstance(tolerances, list | tuple) else (tolerances,)
+    return tuple(dict.fromkeys(spectrum.checked_tolerance(t) for t in several))
 
 
 def plan(
     metrics: str | UserMetric | Iterable[str | UserMetric],
     references: Sequence[str] = (NONE,),
     tolerances: Any = "default",
+    book: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Plan:
     """Check what was asked for and fix its order.
 
@@ -275,10 +366,16 @@ def plan(
         metrics: names, functions of a matrix, or several of both.
         references: the names of the references.
         tolerances: one rule or several.
+        book: gives a context for each metric by name, within which it is measured.
 
     Returns:
         The plan.
+
+    Raises:
+        InputError: if something is asked for that is not there, or is no metric of a matrix.
     """
-    several = tolerances if isinstance(tolerances, list | tuple) else (tolerances,)
-    rules = tuple(dict.fromkeys(spectrum.checked_tolerance(t) for t in several))
-    return Plan(checked_metrics(metrics), tuple(references), rules)
+    checked = checked_metrics(metrics)
+    for name in checked:
+        if isinstance(name, str) and name in _NOT_OF_A_MATRIX:
+            raise InputError(f"{name} is no metric of a matrix but {_NOT_OF_A_MATRIX[name]}.")
+    return Plan(checked, tuple(references), checked_tolerances(tolerances), book)

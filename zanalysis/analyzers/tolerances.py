@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zanalysis.analyzers.residual import Residual
+from zanalysis.analyzers.sharded_residual import ShardedResidual
 from zanalysis.errors import InputError, did_you_mean
 
 __all__ = ["Tolerance", "checked_tolerance", "threshold"]
@@ -67,6 +68,8 @@ def _longest(matrices: Tensor) -> Tensor:
 
 def _rounding_threshold(residual: Residual) -> Tensor:
     unit: float = residual.eps / 2 / math.sqrt(3)
+    if isinstance(residual, ShardedResidual):
+        return residual.reach * (2 * unit)
     norms: Tensor = _reach(residual.weight)
     if residual.reference is not None:
         norms = torch.maximum(norms, _reach(residual.reference))

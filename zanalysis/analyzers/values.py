@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zanalysis.analyzers.inertia import EPS, ROUNDING
 
-__all__ = ["all_values"]
+__all__ = ["all_values", "values_from_gram"]
 
 ASPECT = 1.5
 """How many times longer than the other a side must be: square random matrices have small σ_min."""
@@ -49,9 +49,28 @@ def all_values(A: Tensor, coarse: bool) -> Tensor:
 
 def _by_gram(tall: Tensor) -> Tensor | None:
     # Entries that come from float32 can be squared in float64 whatever their scale.
-    squares = torch.linalg.eigvalsh(_gram(tall)).flip(0)
+    return values_from_gram(_gram(tall), tall.shape[0])
+
+
+def values_from_gram(gram: Tensor, long: int) -> Tensor | None:
+    """Return the singular values of a matrix from the Gram matrix of its shorter side.
+
+    Args:
+        gram: `[n, n]`, float64.
+        long: the length of the longer side, over which it was summed.
+
+    Returns:
+        float64 `[n]`, descending; None where one of them would be off by more than `ERROR`, relative.
+
+    Example:
+        >>> values_from_gram(torch.diag(torch.tensor([9.0, 4.0], dtype=torch.float64)), 5)
+        tensor([3., 2.], dtype=torch.float64)
+    """
+    squares: Tensor = torch.linalg.eigvalsh(gram).flip(0)
+    if not len(squares):
+        return squares
     largest, smallest = float(squares[0]), float(squares[-1])
-    if smallest <= 0 or ROUNDING * tall.shape[0] * EPS * largest > 2 * ERROR * smallest:
+    if smallest <= 0 or ROUNDING * long * EPS * largest > 2 * ERROR * smallest:
         return None
     values: Tensor = squares.sqrt()
     return values

@@ -155,8 +155,9 @@ class Run:
 
     @property
     def layers(self) -> list[str]:
-        """The recorded layers, in the order of the model."""
-        return list(dict.fromkeys([s.layer for s in self.series] + [s.layer for s in self._spectra]))
+        """The recorded layers, in the order of the model; what stands for the model itself is none."""
+        keys: list[Series | SpectrumKey] = [*self.series, *self._spectra]
+        return list(dict.fromkeys(key.layer for key in keys if key.tensor != "jacobian"))
 
     def tensor(self, layer: str, tensor: str = "weight", step: int = 0) -> Any:
         """Return one recorded tensor.

@@ -14,7 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from zanalysis.errors import InputError, RunFileError
-from zanalysis.runfile.layout import check_same, lay_out, lay_out_initial, same_initial
+from zanalysis.runfile.layout import (
+    check_same,
+    lay_out,
+    lay_out_initial,
+    lay_out_overhead,
+    same_initial,
+)
 from zanalysis.runfile.lock import acquire, release
 from zanalysis.runfile.memory import STEP_REFUSED, Codes, Floats
 from zanalysis.runfile.opening import check_regular
@@ -36,7 +42,18 @@ __all__ = ["Mode", "RunWriter"]
 
 Mode = Literal["x", "w", "a"]
 
-_SETTINGS = ("model", "layers", "optimizers", "schedule", "torch_seed", "versions", "user")
+_SETTINGS = (
+    "model",
+    "layers",
+    "optimizers",
+    "schedule",
+    "probe",
+    "jacobian",
+    "budget",
+    "torch_seed",
+    "versions",
+    "user",
+)
 """What may be otherwise when a run goes on, and is then stored beside what it was."""
 
 _descriptors: dict[int, Path] = {}
@@ -79,6 +96,7 @@ class RunWriter:
         mode: Mode = "x",
         start: int = 0,
         initial: Iterable[Initial] = (),
+        parts: Sequence[str] = OVERHEAD_PARTS,
     ) -> None:
         """Create the file, or take up an existing one.
 
@@ -92,6 +110,7 @@ class RunWriter:
             start: with ``"a"``, rows at and after this step are cut. Where that is all there was, the record
                 begins anew.
             initial: the weights that the reference ``init`` stands for; a resumed run keeps its own.
+            parts: what the account of the time spent is divided into; a resumed run begins a new one.
 
         Raises:
             RunFileError: if the file exists, cannot be written, is being written by another
@@ -110,6 +129,7 @@ class RunWriter:
         self._account: tuple[dict[str, float], float] | None = None
         self._names: dict[str, int] = {}
         self._refused = False
+        self._parts = tuple(parts)
         self.before: dict[str, Any] | None = None
         self._check_place(mode)
         self._lock = acquire(self.path)
@@ -163,7 +183,7 @@ class RunWriter:
                 self._cut(part, start, attributes, initial)
             else:
                 with h5py.File(part, "w", libver="latest") as new:
-                    lay_out(new, self._series, self._spectra, self._k, attributes)
+                    lay_out(new, self._series, self._spectra, self._k, attributes, self._parts)
                     lay_out_initial(new, initial)
             file = h5py.File(part, "r+", libver="latest")
             file.swmr_mode = True
@@ -202,6 +222,7 @@ class RunWriter:
                     )
                 check_same(file, self._series, self._spectra, self._k, attributes, self.path)
                 self._take_over(file, start, attributes, initial)
+                lay_out_overhead(file, self._parts)
                 self._shorten(file, start)
         except (KeyError, RuntimeError, ValueError) as error:
             raise RunFileError(f"{self.path} is damaged: {error}; choose another name.") from error
@@ -354,7 +375,7 @@ class RunWriter:
             self._extend("events", np.array(self._events, dtype=EVENT))
         if self._account is not None:
             seconds, elapsed = self._account
-            self._replace("overhead/seconds", np.array([seconds.get(part, 0.0) for part in OVERHEAD_PARTS]))
+            self._replace("overhead/seconds", np.array([seconds.get(part, 0.0) for part in self._parts]))
             self._replace("overhead/elapsed", np.array([elapsed]))
         more = (len(self._rows), len(self._logged), len(self._new_names), len(self._events))
         if any(more):

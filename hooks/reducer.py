@@ -1,0 +1,339 @@
+"""The observer that keeps numbers: it reduces what it is told where it lies, and writes a row for each step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
+
+from hooks.account import HOOKS, SHARED, WRITING, Account
+from hooks.agenda import Agenda
+from hooks.beside import Beside
+from hooks.budget import Budget
+from hooks.columns import OF_MODULES, Columns, Numbers, Place
+from hooks.guards import preserved_rng, undisturbed
+from hooks.journal import Journal
+from hooks.layers import Layer
+from hooks.measuring import Measured, groups_of, measure
+from hooks.taps import NOTHING, Observer, Taps
+from zanalysis.analyzers.activations import as_samples, layout_of
+from zanalysis.analyzers.lanczos import WarmStart
+from zanalysis.analyzers.matrices import Reference, View
+from zanalysis.analyzers.metrics import NONE, Key, Plan
+from zanalysis.analyzers.statuses import STATUSES
+
+__all__ = ["OnRecord", "Reducer", "samples_of"]
+
+OnRecord = Callable[[int, list[dict[str, Any]]], None]
+Spanned = Callable[[str, str, Tensor | Exception], None]
+
+HELD_BYTES = 64 << 20
+"""How much of the activations of a step may wait, copied, for the step to end. Those of several
+micro-batches replace each other, and only the last ones are measured; what would exceed this is
+measured each time it comes."""
+
+
+@dataclass(frozen=True)
+class _Held(Layer):
+    """A tensor of a layer in its place: what is measured instead of the weight."""
+
+    tensor: Tensor
+
+    def read(self) -> Tensor:
+        """Return the tensor."""
+        return self.tensor
+
+
+def samples_of(layer: Layer, z: Tensor) -> Tensor:
+    """Lay an output of a layer's module out as a matrix.
+
+    Args:
+        layer: the layer.
+        z: the output, or its gradient.
+
+    Returns:
+        `[samples, features]`, a view where that is possible.
+    """
+    owner = layer.owner
+    if isinstance(owner, _ConvNd) and z.ndim == len(owner.kernel_size) + 1:
+        z = z.unsqueeze(0)
+    return as_samples(z, layout_of(owner, "auto"))
+
+
+class Reducer(Observer):
+    """Measures the tensors of the layers at the steps that are due."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        plans: Mapping[str, Plan],
+        references: dict[str, dict[str, Reference]],
+        columns: Columns,
+        view: View,
+        agenda: Agenda,
+        beside: Beside,
+        journal: Journal,
+        account: Account,
+        budget: Budget | None = None,
+        on_record: OnRecord | None = None,
+    ) -> None:
+        """Prepare to measure.
+
+        Args:
+            layers: the layers.
+            plans: what is measured of each tensor.
+            references: by layer and by name, for the weights.
+            columns: where each number belongs.
+            view: how a kernel becomes a matrix.
+            agenda: the steps to come.
+            beside: spans, and what a probe shows.
+            journal: where the numbers go.
+            account: of the time.
+            budget: is told of each record.
+            on_record: called with the step and the rows of each record.
+        """
+        self.taps: Taps | None = None
+        self._by_name = {layer.name: layer for layer in layers}
+        self._plans = plans
+        self._references = references
+        self._no_reference: dict[str, dict[str, Reference]] = {layer.name: {NONE: None} for layer in layers}
+        self._columns = columns
+        self._view = view
+        self._agenda = agenda
+        self._beside = beside
+        self._budget = budget
+        self._journal = journal
+        self._account = account
+        self._on_record = on_record
+        self._groups = groups_of(layers, view, plans.get("weight"))
+        self._warm = {tensor: {layer.name: WarmStart() for layer in layers} for tensor in plans}
+        self._runs_user_code = callable(view) or any(plan.has_user_metrics for plan in plans.values())
+        self._step = 0
+        self._recording = False
+        # Told of weights, or of nothing, a step is complete all the same.
+        probed = {"activation"} if beside.has_probe else set()
+        self._wanted = frozenset({"weight", *plans}) - probed | beside.tensors
+        self._forget()
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Everything that will ever be wanted."""
+        return self._wanted
+
+    def _forget(self) -> None:
+        self._held: dict[Place, _Held] = {}
+        self._waiting = 0
+        self._measured: dict[Place, Measured] = {}
+        self._missing: dict[Place, str] = {}
+
+    def wants(self, step: int) -> frozenset[str]:
+        """Look at the agenda.
+
+        Args:
+            step: the step that is about to begin.
+
+        Returns:
+            All tensors that are followed, only those of spans where the step merely lies in a window, or
+            nothing.
+        """
+        self._step = step
+        with self._account.timed(HOOKS):
+            in_window = self._beside.begin(step)
+            self._recording = self._agenda.recorded(step)
+        if self._recording:
+            return self._wanted
+        return self._beside.tensors if in_window else NOTHING
+
+    def activation(self, layer: Layer, z: Tensor) -> None:
+        """Keep the output for the end of the step, or measure it."""
+        self._arrived(Place(layer.name, "activation"), layer, z)
+
+    def activation_gradient(self, layer: Layer, g: Tensor) -> None:
+        """Keep the gradient of the output for the end of the step, or measure it."""
+        self._arrived(Place(layer.name, "activation_gradient"), layer, g)
+
+    def _arrived(self, place: Place, layer: Layer, z: Tensor) -> None:
+        recorded = self._recording and place.tensor in self._plans and place.tensor in self._wanted
+        with self._account.timed(HOOKS), undisturbed(False):
+            self._spread(place, layer, z, self._beside.take, recorded)
+
+    def _probed(self, layer: Layer, z: Tensor) -> None:
+        place = Place(layer.name, "activation")
+        self._spread(place, layer, z, self._beside.take_probed, "activation" in self._plans)
+
+    def _spread(self, place: Place, layer: Layer, z: Tensor, span: Spanned, recorded: bool) -> None:
+        if recorded:
+            self._drop(place)
+        samples: Tensor | None = None
+        try:
+            samples = samples_of(layer, z)
+            span(*place, samples)
+            if recorded:
+                self._take(place, layer, samples)
+        except Exception as error:
+            if samples is None:
+                span(*place, error)
+            if recorded:
+                self._missing[place] = "error"
+            text = f"the {place.tensor.replace('_', ' ')} of {layer.name} was not recorded: {error}"
+            self._journal.note(self._step, "error", f"{layer.name}/{place.tensor}", text, layer.name)
+
+    def _take(self, place: Place, layer: Layer, samples: Tensor) -> None:
+        if self._waiting + samples.nbytes <= HELD_BYTES:
+            self._hold(place, layer, samples.clone())
+            self._waiting += samples.nbytes
+        else:
+            self._hold(place, layer, samples)
+            self._measure_held(place.tensor, [place])
+
+    def _hold(self, place: Place, layer: Layer, tensor: Tensor) -> None:
+        self._held[place] = _Held(
+            layer.name,
+            layer.model,
+            layer.path,
+            layer.attribute,
+            layer.matrices if place.tensor == "gradient" else (layer.name,),
+            tuple(tensor.shape),
+            tensor.dtype,
+            tensor,
+        )
+
+    def _drop(self, place: Place) -> None:
+        # What comes last counts.
+        held = self._held.pop(place, None)
+        if held is not None and place.tensor != "gradient":
+            self._waiting -= held.tensor.nbytes
+        self._measured.pop(place, None)
+        self._missing.pop(place, None)
+
+    def gradient(self, layer: Layer, g: Tensor | None, status: str) -> None:
+        """Keep the gradient until all that are used together were told."""
+        place = Place(layer.name, "gradient")
+        self._drop(place)
+        if g is None:
+            self._missing[place] = status
+        else:
+            self._hold(place, layer, g)
+
+    def gradients_told(self) -> None:
+        """Measure the gradients."""
+        with self._account.timed(HOOKS):
+            self._measure_held("gradient", [place for place in self._held if place.tensor == "gradient"])
+
+    def _measure_held(self, tensor: str, places: Sequence[Place]) -> None:
+        held = [self._held.pop(place) for place in places]
+        view = self._view if tensor == "gradient" else "out"
+        with undisturbed(self._runs_user_code):
+            for group in groups_of(held, view, self._plans[tensor]):
+                found = self._measure(group, tensor, self._no_reference, view)
+                self._measured |= {Place(name, tensor): numbers for name, numbers in found.items()}
+
+    def discarded(self) -> None:
+        """Forget the step that was not taken."""
+        self._forget()
+
+    def completed(self, step: int) -> None:
+        """Measure the weights, and write the row, if the step is recorded."""
+        if self._recording:
+            self._recording = False
+            self.record(step)
+
+    def record(self, step: int) -> None:
+        """Write the row of a step: the weights as they are now, and what was told before.
+
+        Args:
+            step: the step.
+        """
+        self._step = step
+        try:
+            with self._account.timed(SHARED), undisturbed(self._runs_user_code):
+                looked = self._beside.has_probe and self._beside.look(step, self._probed)
+                for tensor in OF_MODULES:
+                    self._measure_held(tensor, [place for place in self._held if place.tensor == tensor])
+                if self._beside.has_probe and not looked:
+                    self._spoil("activation", "error")
+                beside = self._beside.numbers(step, lambda layer, tensor: self._word(Place(layer, tensor)))
+                numbers = self._columns.numbers(self._measured | self._weights(), self._absent(), *beside)
+            with self._account.timed(WRITING), preserved_rng(self._on_record is not None):
+                self._journal.writer.append(step, *numbers)
+                self._tell(step, numbers)
+            self._journal.overhead(self._account)
+        except Exception as error:
+            self._journal.note(step, "record", "record", f"step {step} could not be recorded: {error!r}")
+        finally:
+            self._forget()
+            if self._budget is not None:
+                self._budget.recorded()
+
+    def _spoil(self, tensor: str, status: str) -> None:
+        # A part of what a tensor should have shown would read as all of it.
+        for place in self._columns.places:
+            if place.tensor == tensor:
+                self._measured.pop(place, None)
+                self._missing[place] = status
+
+    def _weights(self) -> dict[Place, Measured]:
+        found: dict[Place, Measured] = {}
+        for group in self._groups if "weight" in self._plans else ():
+            numbers = self._measure(group, "weight", self._references, self._view)
+            found |= {Place(name, "weight"): measured for name, measured in numbers.items()}
+        return found
+
+    def _absent(self) -> dict[Place, str]:
+        # Why there is nothing, where nothing was measured.
+        return {place: self._word(place) for place in self._columns.places} | self._missing
+
+    def _word(self, place: Place) -> str:
+        if place.tensor == "activation" and self._beside.has_probe:
+            return "unused"
+        if self.taps is None or place.tensor not in OF_MODULES:
+            return "skipped"
+        if place.tensor == "activation":
+            return "unused"
+        return "no_gradient" if self.taps.called(self._by_name[place.layer]) else "unused"
+
+    def _measure(
+        self,
+        group: Sequence[Layer],
+        tensor: str,
+        references: Mapping[str, Mapping[str, Reference]],
+        view: View,
+    ) -> dict[str, Measured]:
+        failed = partial(self._failed, tensor)
+        return measure(group, self._plans[tensor], references, view, self._warm[tensor], failed)
+
+    def _failed(self, tensor: str, layer: Layer, key: Key, error: Exception) -> None:
+        of = "" if tensor == "weight" else f"the {tensor.replace('_', ' ')} of "
+        text = f"{key.metric} (reference {key.reference}) of {of}{layer.name}: {error}"
+        self._journal.note(self._step, "error", f"{layer.name}/{tensor}/{key}", text, layer.name)
+
+    def _tell(self, step: int, numbers: Numbers) -> None:
+        if self._on_record is None:
+            return
+        rows = [
+            {
+                "step": step,
+                **series._asdict(),
+                "value": float(value),
+                "tolerance": float(tolerance),
+                "status": STATUSES[code],
+            }
+            for series, value, tolerance, code in zip(
+                self._columns.series, numbers.value, numbers.tolerance, numbers.status, strict=True
+            )
+        ]
+        try:
+            self._on_record(step, rows)
+        except Exception as error:
+            self._journal.note(step, "on_record", "on_record", f"on_record failed: {error!r}")
+
+    def release(self) -> None:
+        """Free what waits for a record that will not come."""
+        self._forget()
+        self._beside.forget()
+
+    def note(self, step: int, kind: str, what: str, text: str, layer: str = "") -> None:
+        """Say it once, in the log and in the record."""
+        self._journal.note(step, kind, what, text, layer)
