@@ -226,7 +226,7 @@ class Reducer(Observer):
         held = [self._held.pop(place) for place in places]
         view = self._view if tensor == "gradient" else "out"
         with undisturbed(self._runs_user_code):
-            for group in groups_of(held, view, self._plans[tensor]):
+            for group in groups_of(held, view, self._plans.get(tensor)):
                 found = self._measure(group, tensor, self._no_reference, view)
                 self._measured |= {Place(name, tensor): numbers for name, numbers in found.items()}
 

@@ -1,6 +1,7 @@
 """The rank and its margin of every matrix of a residual, by the cheapest way that vouches for its count."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,30 +14,24 @@ from zanalysis.analyzers.inertia import (
     count_by_range,
     gram_decides,
 )
-from zanalysis.analyzers.residual import Residual
 
-__all__ = ["count_above"]
+if TYPE_CHECKING:
+    from zanalysis.analyzers.residual import Residual
+
+__all__ = ["counted"]
 
 
-def count_above(residual: Residual, rule: str, tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
+def counted(residual: "Residual", tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
     """Count the singular values above τ, and measure how far the nearest one is from it.
 
     Args:
         residual: the matrices.
-        rule: the name of the tolerance.
         tau: float64, batch shape.
         margin: whether the margin is wanted.
 
     Returns:
-        The count and the margin (NaN where it is not wanted), of the batch shape; NaN where
-        undefined.
+        The count and the margin (NaN where it is not wanted), of the batch shape; NaN where undefined.
     """
-    if rule not in residual.counts:
-        residual.counts[rule] = _count(residual, tau, margin or "rank_margin" in residual.wants)
-    return residual.counts[rule]
-
-
-def _count(residual: Residual, tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
     if residual.empty:
         return residual.full(math.nan), residual.full(math.nan)
     if residual.has_squares and not margin:
@@ -53,7 +48,7 @@ def _count(residual: Residual, tau: Tensor, margin: bool) -> tuple[Tensor, Tenso
     return count, (values - tau[..., None]).abs().amin(-1)
 
 
-def _by_squares(residual: Residual, tau: Tensor) -> Tensor | None:
+def _by_squares(residual: "Residual", tau: Tensor) -> Tensor | None:
     # As in `inertia`: None where a singular value is within rounding of τ, or τ within that of zero.
     rounding = ROUNDING * max(residual.shape) * EPS * residual.squares[..., 0]
     doubt = rounding + TAU_ERROR * tau.square()
@@ -65,7 +60,7 @@ def _by_squares(residual: Residual, tau: Tensor) -> Tensor | None:
     return torch.where(residual.defined, count, torch.nan)
 
 
-def _certified(residual: Residual, index: int, tau: float, margin: bool) -> tuple[float, float] | None:
+def _certified(residual: "Residual", index: int, tau: float, margin: bool) -> tuple[float, float] | None:
     if not bool(residual.defined.reshape(-1)[index]):
         return math.nan, math.nan
     if bool(residual.zero.reshape(-1)[index]):

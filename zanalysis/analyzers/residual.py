@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zanalysis.analyzers.counting import counted
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import (
     Learned,
@@ -430,3 +431,22 @@ class Residual:
         matrices = matrices if bool((unit == 1).all()) else matrices / unit[..., None, None]
         norms = torch.linalg.vector_norm(matrices, dim=(-2, -1)) * unit
         return torch.where(self.defined, norms, torch.nan)
+
+    def count(self, rule: str, tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
+        """Count the singular values above τ, and measure how far the nearest one is from it; once.
+
+        Args:
+            rule: the name of the tolerance.
+            tau: float64, batch shape.
+            margin: whether the margin is wanted.
+
+        Returns:
+            The count and the margin (NaN where it is not wanted), of the batch shape; NaN where
+            undefined.
+        """
+        if rule not in self.counts:
+            self.counts[rule] = self._count(tau, margin or "rank_margin" in self.wants)
+        return self.counts[rule]
+
+    def _count(self, tau: Tensor, margin: bool) -> tuple[Tensor, Tensor]:
+        return counted(self, tau, margin)

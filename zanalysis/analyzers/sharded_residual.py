@@ -185,6 +185,10 @@ class ShardedResidual(Residual):
         """Say no: however small, it is elsewhere."""
         return False
 
+    @property
+    def _lengths(self) -> None:
+        """The lengths of rows say nothing here that a look at all parts would not."""
+
     @cached_property
     def _looks(self) -> dict[Of, Tensor]:
         return {}
@@ -309,7 +313,7 @@ class ShardedResidual(Residual):
         if found is None:
             return None
         if warm is not None:
-            warm.vectors["parts", of] = found[1]
+            warm.vectors["parts", of] = found[1][None]
         return found[0]
 
     @cached_property

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zanalysis.analyzers.counting import count_above
 from zanalysis.analyzers.matrices import Reference, View, checked_parameter, computable, identity_scale_of
 from zanalysis.analyzers.residual import Residual
 from zanalysis.analyzers.statuses import CODES, STATUSES
@@ -91,7 +90,7 @@ def rank_of(residual: Residual, tolerance: Tolerance) -> tuple[Tensor, Tensor, T
     """
     tau = threshold(residual, tolerance)
     codes = status_codes(residual, tau)
-    value, _ = count_above(residual, str(tolerance), tau, False)
+    value, _ = residual.count(str(tolerance), tau, False)
     if tolerance == "numpy" and not residual.empty and max(residual.shape) * residual.eps >= 1:
         value = torch.where(codes == CODES["below_noise"], torch.nan, value)
     return value, tau, codes
@@ -109,7 +108,7 @@ def rank_margin_of(residual: Residual, tolerance: Tolerance) -> tuple[Tensor, Te
     """
     tau = threshold(residual, tolerance)
     codes = status_codes(residual, tau)
-    return count_above(residual, str(tolerance), tau, True)[1], tau, codes
+    return residual.count(str(tolerance), tau, True)[1], tau, codes
 
 
 def _nan_where_zero(residual: Residual, value: Tensor) -> Tensor:
