@@ -1,11 +1,13 @@
 """The record as its observers write it: nothing that fails there reaches the training."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hooks.account import Account
 from hooks.arguments import logged_number
+from hooks.columns import Numbers
+from hooks.staging import StagedWriter
 from zanalysis.runfile import Writer
 
 __all__ = ["Journal"]
@@ -28,6 +30,21 @@ class Journal:
         """
         self.writer = writer
         self._told: set[str] = set()
+
+    @property
+    def takes_later(self) -> bool:
+        """Whether numbers may be given that are still to come."""
+        return isinstance(self.writer, StagedWriter)
+
+    def append_later(self, step: int, numbers: Callable[[], Numbers]) -> None:
+        """Write the numbers of a step once they are there.
+
+        Args:
+            step: the step.
+            numbers: gives them; called by the thread that writes, and may wait.
+        """
+        assert isinstance(self.writer, StagedWriter)
+        self.writer.append_later(step, numbers)
 
     def overhead(self, account: Account) -> None:
         """Replace the account of the time spent.

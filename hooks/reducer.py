@@ -1,6 +1,6 @@
 """The observer that keeps numbers: it reduces what it is told where it lies, and writes a row for each step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from hooks.agenda import Agenda
 from hooks.beside import Beside
 from hooks.budget import Budget
 from hooks.columns import OF_MODULES, Columns, Numbers, Place
+from hooks.deferred import Arrival, Deferred, deferred_of
 from hooks.guards import preserved_rng, undisturbed
 from hooks.journal import Journal
 from hooks.layers import Layer
@@ -107,7 +108,8 @@ class Reducer(Observer):
         self._journal = journal
         self._account = account
         self._on_record = on_record
-        self._groups = groups_of(layers, view, plans.get("weight"))
+        self._deferred = self._deferrable(layers)
+        self._groups = self._grouped(layers)
         self._warm = {tensor: {layer.name: WarmStart() for layer in layers} for tensor in plans}
         self._runs_user_code = callable(view) or any(plan.has_user_metrics for plan in plans.values())
         self._step = 0
@@ -116,6 +118,14 @@ class Reducer(Observer):
         probed = {"activation"} if beside.has_probe else set()
         self._wanted = frozenset({"weight", *plans}) - probed | beside.tensors
         self._forget()
+
+    def _deferrable(self, layers: Sequence[Layer]) -> Deferred | None:
+        return deferred_of(layers, self._plans.get("weight"), self._references, self._view)
+
+    def _grouped(self, layers: Iterable[Layer]) -> list[list[Layer]]:
+        deferred = self._deferred.layers if self._deferred else ()
+        at_once = [layer for layer in layers if layer not in deferred]
+        return groups_of(at_once, self._view, self._plans.get("weight"))
 
     @property
     def tensors(self) -> frozenset[str]:
@@ -255,10 +265,19 @@ class Reducer(Observer):
                 if self._beside.has_probe and not looked:
                     self._spoil("activation", "error")
                 beside = self._beside.numbers(step, lambda layer, tensor: self._word(Place(layer, tensor)))
-                numbers = self._columns.numbers(self._measured | self._weights(), self._absent(), *beside)
+                arrived = self._launched()
+                measured, absent = self._measured | self._weights(), self._absent()
+                # What was launched is waited for by the thread that writes, where there is one.
+                later = arrived is not None and self._on_record is None and self._journal.takes_later
+                if arrived is not None and not later:
+                    measured |= _weights_of(arrived())
+                known = None if later else self._columns.numbers(measured, absent, *beside)
             with self._account.timed(WRITING), preserved_rng(self._on_record is not None):
-                self._journal.writer.append(step, *numbers)
-                self._tell(step, numbers)
+                if arrived is not None and known is None:
+                    self._journal.append_later(step, partial(self._late, measured, absent, beside, arrived))
+                elif known is not None:
+                    self._journal.writer.append(step, *known)
+                    self._tell(step, known)
             self._journal.overhead(self._account)
         except Exception as error:
             self._journal.note(step, "record", "record", f"step {step} could not be recorded: {error!r}")
@@ -273,6 +292,30 @@ class Reducer(Observer):
             if place.tensor == tensor:
                 self._measured.pop(place, None)
                 self._missing[place] = status
+
+    def _launched(self) -> Arrival | None:
+        if self._deferred is None:
+            return None
+        try:
+            with self._account.timed("stable_rank"):
+                return self._deferred.launch()
+        except Exception as error:
+            # A weight that was moved, replaced or given another shape: measured as any other from now on.
+            self._journal.note(
+                self._step, "waits", "deferred", f"weights are waited for from now on: {error}"
+            )
+            self._deferred = None
+            self._groups = self._grouped(self._by_name.values())
+            return None
+
+    def _late(
+        self,
+        measured: dict[Place, Measured],
+        absent: Mapping[Place, str],
+        beside: tuple[Any, ...],
+        arrived: Arrival,
+    ) -> Numbers:
+        return self._columns.numbers(measured | _weights_of(arrived()), absent, *beside)
 
     def _weights(self) -> dict[Place, Measured]:
         found: dict[Place, Measured] = {}
@@ -337,3 +380,7 @@ class Reducer(Observer):
     def note(self, step: int, kind: str, what: str, text: str, layer: str = "") -> None:
         """Say it once, in the log and in the record."""
         self._journal.note(step, kind, what, text, layer)
+
+
+def _weights_of(found: Mapping[str, Measured]) -> dict[Place, Measured]:
+    return {Place(name, "weight"): measured for name, measured in found.items()}

@@ -172,6 +172,9 @@ class SharedReducer(Reducer):
             if not self.team.leader:
                 self._forget()
 
+    def _deferrable(self, layers: Sequence[Layer]) -> None:
+        """Defer nothing: all processes answer at the same moment."""
+
     def _weight(self, name: str) -> Tensor:
         return self._by_name[name].read()
 

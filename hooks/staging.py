@@ -17,6 +17,7 @@ OnFull = Literal["block", "drop"]
 _log = logging.getLogger("hooks")
 
 _FLUSH_BYTES = 4 << 20
+_LATE_BYTES = 1 << 12
 _PATIENCE = 3600.0  # seconds; `flush_seconds` may be infinite, a timeout may not
 _Task = Callable[[RunWriter], None]
 
@@ -56,6 +57,28 @@ class StagedWriter:
         """Pass the numbers of one recorded step on."""
         size = value.nbytes + tolerance.nbytes + status.nbytes + spectra.nbytes
         self._put(lambda writer: writer.append(step, value, tolerance, status, spectra), size, droppable=True)
+
+    def append_later(self, step: int, numbers: Callable[[], Any]) -> None:
+        """Pass the numbers of one recorded step on that are still to come.
+
+        Args:
+            step: completed optimizer steps.
+            numbers: gives value, tolerance, status and spectra, as `append` takes them; called by the thread.
+                Where it fails, the file goes on without the step, and says so.
+        """
+
+        def write(writer: RunWriter) -> None:
+            try:
+                found = numbers()
+            except Exception as error:
+                # Said here: the thread must not wait for room in its own queue.
+                text = f"step {step} could not be recorded: {error!r}"
+                _log.warning("%s", text)
+                writer.event(step, "record", text)
+            else:
+                writer.append(step, *found)
+
+        self._put(write, _LATE_BYTES, droppable=True)
 
     def log(self, step: int, name: str, value: float) -> None:
         """Pass a scalar of the user's own on."""
