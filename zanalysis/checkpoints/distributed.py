@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zanalysis.checkpoints.archives import Saved, read_saved
+from zanalysis.checkpoints.archives import read_saved
 from zanalysis.checkpoints.contents import Checkpoint, StoredTensor
 from zanalysis.checkpoints.faults import FaultError, naming, quoted
 from zanalysis.checkpoints.folders import member
@@ -41,16 +41,13 @@ class _Chunk:
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
 
-    def saved(self) -> Saved:
-        with self.path.open("rb") as file:
-            return read_saved(self.path, file, self.begin, self.length)
-
     def read(self, dtype: torch.dtype) -> Tensor:
-        with naming(self.path):
-            tensor = self.saved().root
+        with naming(self.path), self.path.open("rb") as file:
+            saved = read_saved(self.path, file, self.begin, self.length)
+            tensor = saved.root
             if not isinstance(tensor, Described) or (tensor.shape, tensor.dtype) != (self.sizes, dtype):
                 raise FaultError(_DAMAGED.format("a chunk is not the tensor that .metadata says"))
-            place, why = self.saved().place(tensor)
+            place, why = saved.place(tensor)
             if place is None:
                 raise FaultError(f"has a chunk that cannot be read: {why}.")
             return place.read()
@@ -260,8 +257,8 @@ def _step(folder: Path, root: Built, stores: dict[Any, Any], sizes: dict[str, in
     for key, value in children(root):
         if key in ("global_step", "step") and isinstance(value, str) and (value, ()) in stores:
             path, begin, length = _stretch(folder, stores[value, ()], sizes)
-            with naming(path):
-                saved = _Chunk(path, begin, length, (), ()).saved()
+            with naming(path), path.open("rb") as file:
+                saved = read_saved(path, file, begin, length)
                 step = valid_step(saved.root)
                 return step_of({"step": saved.root}, saved) if step is None else step
     return None

@@ -107,9 +107,9 @@ def _strided(
 ) -> Described:
     if not isinstance(storage, StorageTag):
         raise FaultError(_DAMAGED.format("a tensor has no storage"))
-    negated = isinstance(meta, Built) and bool(meta.pairs)
-    why = "its numbers are stored conjugated or negated" if negated else ""
-    return Described(dtype or storage.dtype, shape, why, storage, strides, offset)
+    if isinstance(meta, Built) and meta.pairs:
+        return Described(dtype or storage.dtype, shape, "its numbers are stored conjugated or negated")
+    return Described(dtype or storage.dtype, shape, "", storage, strides, offset)
 
 
 def _tensor_v2(
