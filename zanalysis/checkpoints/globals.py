@@ -126,7 +126,8 @@ def named(module: str, name: str) -> Name:
     full = f"{_RENAMED.get(module, module)}.{name}"
     if len(full) > 500 or not all(part.isidentifier() for part in full.split(".")):
         raise FaultError(f"is damaged: it names a class {quoted(full)}; restore it from a copy.")
-    if full not in PLAIN and full != "builtins.getattr" and full.split(".")[0] in _DENIED:
+    through = {full.split(".")[0], *name.split(".")[:-1]}  # "torch" and "os.system" lead to os as well
+    if full not in PLAIN and full != "builtins.getattr" and through & _DENIED:
         raise FaultError(
             f"names {quoted(full)[1:-1]}, which can run a program; nothing was run, and the file is refused. "
             "Get the weights as safetensors from somebody you trust."

@@ -18,7 +18,7 @@ from zanalysis.checkpoints.rebuilders import Described
 __all__ = ["Entry", "Found", "children", "find_weights"]
 
 _MOST_DEPTH = 60
-_MOST_LOOKS = 8 << 20
+_MOST_LOOKS = 4 << 20
 _MOST_TENSORS = 500_000
 _USUAL = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights"),
@@ -90,6 +90,9 @@ class Found:
         return [Entry(prefix + e.name, e.tensor, e.kernel) for e in self.entries]
 
 
+_NOTHING = Found([])
+
+
 def find_weights(root: Any) -> Found:
     """Find the weights.
 
@@ -125,13 +128,15 @@ class _Search:
 
     def under(self, node: Any, depth: int) -> Found:
         if id(node) in self._seen or depth > _MOST_DEPTH or not isinstance(node, Built | list | tuple):
-            return Found([])
+            return _NOTHING
+        if isinstance(node, Built) and node.pairs is None and node.state is None and not node.args:
+            return _NOTHING
         self._seen.add(id(node))
         if is_module(node):
             return Found(_capped(list(self._module(node, "", depth))))
         inside = list(self._inside(node))
         if any(key in _SLOTS for key, _ in inside):
-            return Found([])
+            return _NOTHING
         kernel = _kernel(node.kind) if isinstance(node, Built) else None
         direct = [
             Entry(key, child, kernel if key == "weight" else None)
@@ -139,11 +144,12 @@ class _Search:
             if isinstance(child, Described)
         ]
         parts = [
-            self.under(child, depth + 1).reached_by(key)
+            part.reached_by(key)
             for key, child in inside
             if not any(word in key.lower() for word in _ASIDE) and isinstance(child, Built | list | tuple)
+            for part in (self.under(child, depth + 1),)
+            if part.entries
         ]
-        parts = [part for part in parts if part.entries]
         scripted = isinstance(node, Built) and node.kind.startswith("__torch__.")
         return _joined(direct, parts) if scripted else _chosen(direct, parts)
 
