@@ -186,6 +186,38 @@ def test_big_endian_numbers_are_turned(tmp_path):
     same(open_checkpoint(turned), {"w": value})
 
 
+def test_storages_that_are_views_in_old_files(tmp_path):
+    # As torch wrote them before 1.6: a persistent id with the key, the offset and the size of a view.
+    class Storage:
+        def __init__(self, *view):
+            self.view = view
+
+    class Tensor:
+        def __init__(self, storage):
+            self.storage = storage
+
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (self.storage, 1, (2, 2), (2, 1), False, OrderedDict())
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, Storage):
+                return ("storage", torch.DoubleStorage, "70", "cuda:3", 12, value.view or None)
+            return None
+
+    with (tmp_path / "old.pt").open("wb") as file:
+        for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+            pickle.dump(value, file, 2)
+        Pickler(file, 2).dump({"root": Tensor(Storage()), "view": Tensor(Storage("71", 6, 5))})
+        pickle.dump(["70"], file, 2)
+        file.write((12).to_bytes(8, "little") + np.arange(12.0).tobytes())
+    expected = torch.arange(12.0, dtype=torch.float64)
+    same(
+        open_checkpoint(tmp_path / "old.pt"),
+        {"root": expected[1:5].view(2, 2), "view": expected[7:11].view(2, 2)},
+    )
+
+
 def test_tied_weights_name_their_first_place(tmp_path):
     shared = torch.randn(3, 2)
     torch.save({"a": shared, "b": shared, "c": shared.clone(), "d": shared.t()}, tmp_path / "t.pt")
@@ -298,6 +330,13 @@ def test_parts_without_a_usual_name_are_all_taken(tmp_path):
         "Several parts hold weights ('G' (2 tensors), 'D.deep' (2 tensors)); each is named by its key.",
     )
     assert checkpoint.step == 3
+
+
+def test_a_usual_name_does_not_hide_the_larger_part(tmp_path):
+    parts = {"model": nn.Linear(4, 3).state_dict(), "text_tower": nn.Linear(30, 30).state_dict()}
+    torch.save(parts, tmp_path / "clip.pt")
+    names = [t.name for t in open_checkpoint(tmp_path / "clip.pt").tensors]
+    assert names == ["model.weight", "model.bias", "text_tower.weight", "text_tower.bias"]
 
 
 @pytest.mark.parametrize("legacy", [False, True])

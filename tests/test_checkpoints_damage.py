@@ -176,7 +176,11 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
     refused(path, "compressed or encrypted")
 
 
-def test_a_member_that_claims_more_than_the_file_is_refused(archive):
+@pytest.mark.parametrize(
+    ("stored", "match"),
+    [(True, "truncated or damaged at its member 'm/data/0'"), (False, "compressed or encrypted")],
+)
+def test_a_member_that_claims_more_than_the_file_is_refused(stored, match, archive):
     data = archive.read_bytes()
     with zipfile.ZipFile(archive) as file:
         info = file.getinfo("m/data/0")
@@ -184,8 +188,8 @@ def test_a_member_that_claims_more_than_the_file_is_refused(archive):
     at = data.rindex(b"PK\x01\x02", 0, data.rindex(b"m/data/0"))
     assert data[at + 20 : at + 28] == size * 2
     claimed = (1 << 31).to_bytes(4, "little")
-    archive.write_bytes(data[: at + 20] + claimed * 2 + data[at + 28 :])
-    refused(archive, "truncated or damaged at its member 'm/data/0'")
+    archive.write_bytes(data[: at + 20] + (claimed if stored else size) + claimed + data[at + 28 :])
+    refused(archive, match)
 
 
 def strided(tmp_path, offset, shape, strides, numel=12, layout="zip"):
@@ -285,6 +289,11 @@ def test_a_link_does_not_lead_out_of_the_folder(linked, tmp_path):
     (folder / "model.safetensors.index.json").unlink()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").symlink_to(tmp_path / "outside" / "secret.safetensors")
+    refused(folder, "a link that leads out of its folder")
+    (folder / "model.safetensors").unlink()
+    save_file({"w": torch.eye(2)}, folder / "model.safetensors")
+    assert open_checkpoint(folder).kind == "huggingface"
+    (folder / "trainer_state.json").symlink_to("/etc/hostname")
     refused(folder, "a link that leads out of its folder")
 
 

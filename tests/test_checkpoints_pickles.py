@@ -171,6 +171,10 @@ RAW = {
     "appended to a text": (b"U\x01aK\x01a.", "appends to no list"),
     "made of no class": (b"K\x01)\x81.", "makes an object of no class"),
     "a rebuilder with too few": (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", "is given 0 arguments"),
+    "a rebuilder with too many": (
+        b"ctorch._utils\n_rebuild_tensor\n(" + b"N" * 100 + b"tR.",
+        "is given 100 arguments",
+    ),
     "a rebuilder without storage": (
         b"ctorch._utils\n_rebuild_tensor\n(K\x00K\x00)" + b")tR.",
         "a tensor has no storage",

@@ -39,7 +39,7 @@ def _weights_in(folder: Path) -> Path | None:
     indexes = sorted(
         folder.glob(f"*{INDEX_SUFFIX}"), key=lambda path: (".safetensors." not in path.name, path.name)
     )
-    indexes = [path for path in indexes if ".safetensors." in path.name or ".bin." in path.name]
+    indexes = [path for path in indexes if path.is_file() and {".safetensors", ".bin"} & set(path.suffixes)]
     if any((folder / config).is_file() for config in _CONFIGS):
         wholes = [folder / name for name in _WHOLE if (folder / name).is_file()]
         safe = [path for path in wholes if path.suffix == ".safetensors"]
@@ -64,9 +64,7 @@ def describe_folder(folder: Path) -> Checkpoint:
         raise FaultError("is a folder, but not one checkpoint; pass a file in it.")
     name = member(folder, weights.name)
     found = describe_index(weights) if weights.name.endswith(INDEX_SUFFIX) else describe_file(name)
-    step = None
-    if (folder / "trainer_state.json").is_file():
-        step = valid_step(_json(folder / "trainer_state.json").get("global_step"))
+    step = valid_step(_beside(folder, "trainer_state.json").get("global_step"))
     named = any((folder / config).is_file() for config in _CONFIGS)
     return replace(
         found,
@@ -78,8 +76,7 @@ def describe_folder(folder: Path) -> Checkpoint:
 
 
 def _quantization(folder: Path) -> list[str]:
-    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    settings = config.get("quantization_config")
+    settings = _beside(folder, "config.json").get("quantization_config")
     if not isinstance(settings, dict):
         return []
     method = settings.get("quant_method")
@@ -87,6 +84,12 @@ def _quantization(folder: Path) -> list[str]:
     return [
         f"Its config says that the weights are quantized{what}: what can be read are scales and the rest."
     ]
+
+
+def _beside(folder: Path, name: str) -> dict[str, Any]:
+    # The log of a very long training is not worth its step.
+    there = (folder / name).is_file() and (folder / name).stat().st_size <= _MOST_JSON
+    return _json(member(folder, name)) if there else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
