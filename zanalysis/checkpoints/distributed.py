@@ -24,13 +24,19 @@ from zanalysis.checkpoints.places import checked_shape
 from zanalysis.checkpoints.rebuilders import Described
 from zanalysis.checkpoints.streams import Window
 from zanalysis.checkpoints.torchfiles import step_of
+from zanalysis.checkpoints.trees import children, size_of
 from zanalysis.checkpoints.unpickler import MOST_PICKLE_BYTES, Unpickler
-from zanalysis.checkpoints.weights import children, find_weights
+from zanalysis.checkpoints.weights import find_weights
 
 __all__ = ["describe_distributed"]
 
-_MOST_CHUNKS = 10_000  # of one tensor
+_MOST_CHUNKS = 4096  # of one tensor
+_MOST_IN_ALL = 1 << 20
+_MOST_FIELDS = 50
 _DAMAGED = "is damaged: {}; restore the folder from a copy."
+
+
+Sizes = dict[str, tuple[Path, int]]  # the files seen so far, by the name that .metadata gives them
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,10 @@ def describe_distributed(folder: Path) -> Checkpoint:
         found = find_weights(root)
         if not found.entries:
             raise FaultError("lists no weights (optimizer state does not count).")
-        sizes: dict[str, int] = {}
+        listed = [entry.tensor.chunks for entry in found.entries if isinstance(entry.tensor, _Listed)]
+        if sum(len(chunks) for chunks in listed if isinstance(chunks, list)) > _MOST_IN_ALL:
+            raise FaultError(_DAMAGED.format("it lists millions of chunks"))
+        sizes: Sizes = {}
         tensors = tuple(
             _stored(folder, entry.name, entry.tensor, stores, sizes)
             for entry in sorted(found.entries, key=lambda entry: natural(entry.name))
@@ -122,15 +131,22 @@ def describe_distributed(folder: Path) -> Checkpoint:
     )
 
 
+def _facts(node: Any) -> dict[str, Any]:
+    # Each of torch's own dataclasses has a handful of fields.
+    if size_of(node) > _MOST_FIELDS:
+        raise FaultError(_DAMAGED.format("an entry of .metadata has too many fields"))
+    return dict(children(node))
+
+
 def _stores(storage: Any) -> dict[tuple[str, tuple[int, ...]], dict[str, Any]]:
     pairs = storage.pairs if isinstance(storage, Built) else None
     found = {}
     for index, info in pairs or ():
-        key = dict(children(index))
+        key = _facts(index)
         offset = () if key.get("offset") is None else checked_shape(key["offset"])
         if not isinstance(key.get("fqn"), str):
             raise FaultError(_DAMAGED.format("a chunk has no name"))
-        found[key["fqn"], offset] = dict(children(info))
+        found[key["fqn"], offset] = _facts(info)
     return found
 
 
@@ -163,12 +179,12 @@ def _tree(listed: Any, paths: Any) -> Built:
 
 
 def _leaf(name: str, said: Any) -> Any:
-    facts = dict(children(said))
+    facts = _facts(said)
     if "size" not in facts:
         return name
     properties = facts.get("properties")
     state = properties.state if isinstance(properties, Built) else None
-    dtype = state[0] if isinstance(state, tuple) and state else dict(children(properties)).get("dtype")
+    dtype = state[0] if isinstance(state, tuple) and state else _facts(properties).get("dtype")
     known = DTYPES.get(dtype.full) if isinstance(dtype, Name) else None
     return _Listed(name, known, facts["size"], facts.get("chunks"))
 
@@ -181,9 +197,7 @@ def _as_built(mapping: dict[str, Any]) -> Built:
     return made
 
 
-def _stored(
-    folder: Path, name: str, tensor: Any, stores: dict[Any, Any], sizes: dict[str, int]
-) -> StoredTensor:
+def _stored(folder: Path, name: str, tensor: Any, stores: dict[Any, Any], sizes: Sizes) -> StoredTensor:
     why, place = tensor.why, None
     if tensor.dtype is not None:
         chunks = [_chunk(folder, tensor, said, stores, sizes) for said in _listed_chunks(tensor)]
@@ -203,10 +217,8 @@ def _listed_chunks(tensor: _Listed) -> list[Any]:
     return tensor.chunks
 
 
-def _chunk(
-    folder: Path, tensor: _Listed, said: Any, stores: dict[Any, Any], sizes: dict[str, int]
-) -> _Chunk | str:
-    facts = dict(children(said))
+def _chunk(folder: Path, tensor: _Listed, said: Any, stores: dict[Any, Any], sizes: Sizes) -> _Chunk | str:
+    facts = _facts(said)
     offsets, shape = checked_shape(facts.get("offsets")), checked_shape(facts.get("sizes"))
     info = stores.get((tensor.name, offsets)) or stores.get((tensor.name, ()))
     if info is None or tensor.dtype is None:
@@ -221,15 +233,16 @@ def _chunk(
     return _Chunk(path, begin, length, offsets, shape)
 
 
-def _stretch(folder: Path, info: dict[str, Any], sizes: dict[str, int]) -> tuple[Path, int, int]:
+def _stretch(folder: Path, info: dict[str, Any], sizes: Sizes) -> tuple[Path, int, int]:
     name, begin, length = (info.get(key) for key in ("relative_path", "offset", "length"))
     if not isinstance(name, str) or type(begin) is not int or type(length) is not int:
         raise FaultError(_DAMAGED.format("a chunk has no place"))
-    path = member(folder.absolute(), name)
     if name not in sizes:
+        path = member(folder.absolute(), name)
         with naming(path):
-            sizes[name] = path.stat().st_size
-    if not (begin >= 0 and length > 0 and begin + length <= sizes[name]):
+            sizes[name] = path, path.stat().st_size
+    path, size = sizes[name]
+    if not (begin >= 0 and length > 0 and begin + length <= size):
         raise FaultError(
             f"is truncated or damaged: {quoted(name)} ends before a chunk of it does; restore the folder."
         )
@@ -253,7 +266,7 @@ def _check_cover(tensor: _Listed, chunks: tuple[_Chunk, ...]) -> None:
         raise FaultError(_DAMAGED.format(f"the chunks of {quoted(tensor.name)} do not cover it once"))
 
 
-def _step(folder: Path, root: Built, stores: dict[Any, Any], sizes: dict[str, int]) -> int | None:
+def _step(folder: Path, root: Built, stores: dict[Any, Any], sizes: Sizes) -> int | None:
     for key, value in children(root):
         if key in ("global_step", "step") and isinstance(value, str) and (value, ()) in stores:
             path, begin, length = _stretch(folder, stores[value, ()], sizes)

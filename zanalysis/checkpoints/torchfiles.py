@@ -10,7 +10,8 @@ from zanalysis.checkpoints.contents import Checkpoint, StoredTensor
 from zanalysis.checkpoints.faults import FaultError
 from zanalysis.checkpoints.names import step_in_name, valid_step
 from zanalysis.checkpoints.rebuilders import Described
-from zanalysis.checkpoints.weights import Found, children, find_weights
+from zanalysis.checkpoints.trees import children
+from zanalysis.checkpoints.weights import Found, find_weights
 
 __all__ = ["describe_torch", "step_of"]
 

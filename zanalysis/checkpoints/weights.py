@@ -9,17 +9,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 from zanalysis.checkpoints.faults import FaultError, quoted
 from zanalysis.checkpoints.globals import Built
 from zanalysis.checkpoints.rebuilders import Described
+from zanalysis.checkpoints.trees import children, is_module, size_of
 
-__all__ = ["Entry", "Found", "children", "find_weights"]
+__all__ = ["Entry", "Found", "find_weights"]
 
 _MOST_DEPTH = 60
 _MOST_LOOKS = 4 << 20
 _MOST_TENSORS = 500_000
+_MOST_LETTERS = 64 << 20  # of all names together: one long key can be that of many tensors
 _USUAL = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights"),
     *("params", "parameters", "model_ema", "ema_model", "ema_state_dict", "ema", "state_dict_ema"),
@@ -87,6 +89,7 @@ class Found:
     def spelled_out(self) -> list[Entry]:
         """Return the entries with the keys that lead to them in their names."""
         prefix = "".join(f"{key}." for key in self.path)
+        _check_letters(sum(len(prefix) + len(e.name) for e in self.entries))
         return [Entry(prefix + e.name, e.tensor, e.kernel) for e in self.entries]
 
 
@@ -116,14 +119,15 @@ class _Search:
     def __init__(self) -> None:
         self._seen: set[int] = set()
         self._looks = 0
+        self._letters = 0
 
     def _inside(self, node: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(node, list | tuple):
-            self._look(len(node))
+            self._look(size_of(node))
             yield from ((str(i), child) for i, child in enumerate(node) if _holds_something(child))
         else:
+            self._look(size_of(node))
             for key, child in children(node):
-                self._look(1)
                 if key in _SLOTS or _holds_something(child):
                     yield key, child
 
@@ -162,10 +166,14 @@ class _Search:
     def _module(self, node: Built, prefix: str, depth: int) -> Iterator[Entry]:
         state = dict(entry for entry in self._inside(node) if entry[0].startswith("_"))
         kernel = _kernel(node.kind)
-        fleeting = _texts(state.get("_non_persistent_buffers_set"))
+        listed = _listed(state.get("_non_persistent_buffers_set"))
+        self._look(len(listed))
+        fleeting = {text for text in listed if isinstance(text, str)}
         for attribute in ("_parameters", "_buffers"):
             for key, child in self._inside(state.get(attribute)):
                 if isinstance(child, Described) and not (attribute == "_buffers" and key in fleeting):
+                    self._letters += len(prefix) + len(key)
+                    _check_letters(self._letters)
                     yield Entry(prefix + key, child, kernel if key == "weight" else None)
         for key, child in self._inside(state.get("_modules")):
             if is_module(child) and id(child) not in self._seen and depth < _MOST_DEPTH:
@@ -217,72 +225,17 @@ def _joined(direct: list[Entry], parts: list[Found]) -> Found:
     return Found(_capped(entries), notes=[note for part in parts for note in part.notes])
 
 
+def _check_letters(count: int) -> None:
+    if count > _MOST_LETTERS:
+        raise FaultError("has names longer than any model's; restore it from a copy.")
+
+
 def _capped(entries: list[Entry]) -> list[Entry]:
     if len(entries) > _MOST_TENSORS:
         raise FaultError(
             f"holds more than {_MOST_TENSORS} tensors, as no model does; restore it from a copy."
         )
     return entries
-
-
-def children(node: Any) -> Iterator[tuple[str, Any]]:
-    """Go through what an object holds.
-
-    Args:
-        node: as `Unpickler` describes it.
-
-    Yields:
-        Key and child: of a mapping its items, of a list its places, of another object its attributes.
-        Of a key given twice, the place of the first and the value of the last, as a dict would have it.
-    """
-    if isinstance(node, list | tuple):
-        yield from ((str(i), child) for i, child in enumerate(node))
-    elif isinstance(node, Built):
-        held: dict[str, Any] = {}
-        for pairs in (_first_argument(node), node.pairs, *_attributes(node)):
-            held.update((key, child) for key, child in map(_pair, pairs or ()) if key is not None)
-        yield from held.items()
-
-
-def _first_argument(node: Built) -> Any:
-    # Python 2 wrote OrderedDict([[key, value], ...]).
-    ordered = node.kind == "collections.OrderedDict" and isinstance(node.args, tuple) and node.args
-    return node.args[0] if ordered and isinstance(node.args[0], list) else None
-
-
-def _attributes(node: Built) -> list[Any]:
-    states = node.state if isinstance(node.state, tuple) and len(node.state) == 2 else (node.state,)
-    mapping = node.kind in (
-        "collections.OrderedDict",
-        "builtins.dict",
-    )  # a state dict's _metadata is no weight
-    return [] if mapping else [state.pairs for state in states if isinstance(state, Built)]
-
-
-def _pair(pair: Any) -> tuple[str | None, Any]:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        return None, None
-    key, child = pair
-    if isinstance(key, bytes) and len(key) < 1000:
-        key = key.decode("latin-1")
-    if type(key) is int and abs(key) < 1 << 63:
-        key = str(key)
-    return (key if isinstance(key, str) else None), child
-
-
-def is_module(node: Any) -> TypeGuard[Built]:
-    """Tell whether an object is a pickled `torch.nn.Module`.
-
-    Args:
-        node: as `Unpickler` describes it.
-
-    Returns:
-        Whether its attributes are those of a module.
-    """
-    if not isinstance(node, Built) or not isinstance(node.state, Built):
-        return False
-    keys = [pair[0] for pair in (node.state.pairs or ())[:200]]
-    return "_parameters" in keys and "_modules" in keys
 
 
 def _kernel(kind: str) -> bool | None:
@@ -292,9 +245,10 @@ def _kernel(kind: str) -> bool | None:
     return False if kind.startswith("torch.nn.modules.") else None
 
 
-def _texts(node: Any) -> set[str]:
+def _listed(node: Any) -> list[Any]:
     if not isinstance(node, Built):
-        return set()
+        return []
+    if node.items:
+        return node.items
     args = node.args if isinstance(node.args, tuple) else ()
-    listed = (node.items or []) + (args[0] if args and isinstance(args[0], list) else [])
-    return {text for text in listed if isinstance(text, str)}
+    return args[0] if args and isinstance(args[0], list) else []
