@@ -48,6 +48,9 @@ class RankTracker:
 
     Step k is the state after k completed optimizer steps; step 0 is always recorded.
 
+    A model that several processes hold (`DistributedDataParallel`, FSDP2, tensor parallelism) is attached to
+    in each of them, with the same arguments; one of them writes. See `hooks.distributed`.
+
     Example:
         >>> model = torch.nn.Linear(4, 3)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -68,10 +68,10 @@ def loss_of(model, batch):
     return (model(x) - y).square().mean()
 
 
-def full(tensor):
+def full(tensor, device="cpu"):
     if tensor is None:
         return None
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+    return (tensor.to(device).full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().clone()
 
 
 def train(model, optimizer, steps, snapshots, share=own):
@@ -83,9 +83,9 @@ def train(model, optimizer, steps, snapshots, share=own):
         snapshots.append(snapshot(model))
 
 
-def snapshot(model):
+def snapshot(model, device="cpu"):
     named = {name.removeprefix("module."): p for name, p in model.named_parameters()}
-    return {name: (full(p), full(p.grad)) for name, p in named.items()}
+    return {name: (full(p, device), full(p.grad, device)) for name, p in named.items()}
 
 
 def rows(tracker):
@@ -109,12 +109,13 @@ def ddp(folder, path=None, steps=3, tensors=("weight", "gradient"), metrics=METR
 
 def sharded(folder, path=None, steps=2, mesh=None, tensors=("weight", "gradient"), metrics=METRICS, dtype="float32",
             reference=(None, "init", "identity"), view="out", accumulate=1, evaluate=False, keep=False, mode="x",
-            start=0, close=True, halves=False, optimizer="sgd"):  # fmt: skip
+            start=0, close=True, halves=False, optimizer="sgd", device="cpu", offload=False):  # fmt: skip
     """FSDP2 over all processes, or over a mesh of two dimensions, whose first replicates."""
-    model = build(getattr(torch, dtype))
+    model = build(getattr(torch, dtype)).to(device)
     names = ("replicate", "shard") if mesh else ("shard",)
-    mesh = init_device_mesh("cpu", tuple(mesh or [dist.get_world_size()]), mesh_dim_names=names)
+    mesh = init_device_mesh(device, tuple(mesh or [dist.get_world_size()]), mesh_dim_names=names)
     policy = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)} if halves else {}
+    policy |= {"offload_policy": CPUOffloadPolicy()} if offload else {}
     fully_shard(model[3], mesh=mesh, **policy)
     fully_shard(model, mesh=mesh, **policy)
     if keep:
@@ -125,26 +126,26 @@ def sharded(folder, path=None, steps=2, mesh=None, tensors=("weight", "gradient"
     optimizer = kind(model.parameters())
     if evaluate:
         with torch.no_grad():
-            loss_of(model, own(batches(1)[0]))
+            loss_of(model, [part.to(device) for part in own(batches(1)[0])])
     tracker = RankTracker(
         model, optimizer, path, schedule=every(1), tensors=tensors, metrics=metrics, reference=list(reference),
         view=view, mode=mode, start=start,
     )  # fmt: skip
     held = dict(model.named_parameters())
-    snapshots = [snapshot(model)]
+    snapshots = [snapshot(model, device)]
     for batch in batches(steps):
         optimizer.zero_grad()
         for i in range(accumulate):
             model.set_requires_gradient_sync(i == accumulate - 1)
-            loss_of(model, own(batch)).backward()
+            loss_of(model, [part.to(device) for part in own(batch)]).backward()
         optimizer.step()
         model.reshard()
         model[3].reshard()
         held = dict(model.named_parameters())
-        snapshots.append({name: (full(p), full(p.grad)) for name, p in held.items()})
+        snapshots.append({name: (full(p, device), full(p.grad, device)) for name, p in held.items()})
         if evaluate:
             with torch.no_grad():
-                loss_of(model, own(batch))
+                loss_of(model, [part.to(device) for part in own(batch)])
     if close:
         tracker.close()
     return rows(tracker), snapshots
@@ -533,6 +534,24 @@ def teams(folder, mesh):
         return total, team.number, found
     team.follow(0, answer)
     return total, team.number, None
+
+
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight):
+        return 2 * weight
+
+
+def parametrized(folder):
+    """A sharded weight that is computed from what is trained."""
+    model = nn.Sequential(nn.Linear(12, 9, bias=False), nn.Linear(9, 3))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    fully_shard(model)
+    tracker = RankTracker(model, None, schedule=every(1), metrics=("rank", "frobenius_norm"))
+    tracker.step()
+    tracker.close()
+    return rows(tracker), full(model[0].parametrizations.weight.original)
 
 
 def mixed(folder):

@@ -52,7 +52,7 @@ def ranks(server, tmp_path):
     """Run a case in several processes, and return what each of them answers."""
     count = 0
 
-    def run(case, world=2, **arguments):
+    def run(case, world=2, backend="gloo", **arguments):
         nonlocal count
         count += 1
         folder = tmp_path / f"case{count}"
@@ -60,6 +60,7 @@ def ranks(server, tmp_path):
         request = {
             "case": case,
             "world": world,
+            "backend": backend,
             "folder": str(folder),
             "arguments": arguments,
             "patience": 40,
@@ -206,8 +207,10 @@ def test_fsdp_trains_as_without_a_tracker(ranks):
         assert torch.equal(rng, plain_rng)
 
 
-def test_a_run_goes_on_from_the_weights_it_began_with(ranks):
+def test_a_run_goes_on_from_the_weights_it_began_with(ranks, tmp_path):
     (_, snapshots), _ = ranks("resumed", first=True)
+    modules = open_run(tmp_path / "run.h5").attributes["model"]["modules"]
+    assert [module["type"] for module in modules if module["name"] in ("3", "4")] == ["Linear", "ReLU"]
     (rows, now, parts), (_, _, others) = ranks("resumed", first=False)
     assert sorted(set(rows["step"])) == [0, 1, 2]
     for name, (weight, distributed) in parts.items():
@@ -218,6 +221,21 @@ def test_a_run_goes_on_from_the_weights_it_began_with(ranks):
     found = pd.DataFrame(rows).set_index(["step", "layer"])["value"]
     moved = now["5.weight"][0] - snapshots[0]["5.weight"][0]
     assert found[2, "5"] == pytest.approx(float(moved.double().norm()), rel=1e-6)
+
+
+def test_a_sharded_weight_that_is_computed(ranks):
+    (rows, original), _ = ranks("parametrized")
+    found = pd.DataFrame(rows).set_index(["step", "layer", "metric"])["value"]
+    assert found[1, "0", "rank"] == 9
+    assert found[1, "0", "frobenius_norm"] == pytest.approx(2 * float(original.double().norm()), rel=1e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("how", [{}, {"offload": True}, {"halves": True}, {"dtype": "bfloat16"}], ids=str)
+def test_fsdp_on_a_gpu(ranks, how):
+    ((rows, snapshots),) = ranks("sharded", 1, backend="nccl", device="cuda", **how)
+    options = {"tensors": ("weight", "gradient"), "metrics": METRICS, "reference": [None, "init", "identity"]}
+    assert_same(rows, replayed(snapshots, build(getattr(torch, how.get("dtype", "float32"))), **options))
 
 
 # Tensor parallelism, and every layout
