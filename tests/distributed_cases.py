@@ -22,10 +22,13 @@ from hooks.team import Team
 from zanalysis.analyzers.metrics import plan
 from zanalysis.analyzers.span import ActivationSpan
 
-METRICS = (
-    "rank", "stable_rank", "effective_rank", "spectral_norm", "frobenius_norm", "support", "rank_margin",
-    "condition_number", "identity_scale",
-)  # fmt: skip
+PRODUCTS = ("stable_rank", "spectral_norm", "frobenius_norm", "support")
+"""What never needs more than small sums."""
+
+METRICS = ("rank", *PRODUCTS, "effective_rank", "condition_number", "identity_scale")
+
+WHOLE = ("rank_margin", "rank", "stable_rank")
+"""What needs the whole."""
 
 
 class Experts(nn.Module):
@@ -193,7 +196,8 @@ def placements(folder, mesh, seed=0):
     }  # fmt: skip
     team = Team(mesh.get_all_groups())
     compared = 0
-    for (name, W), view in itertools.product(tensors.items(), ("out", "in")):
+    ways = [("out", PRODUCTS), ("in", PRODUCTS), ("out", (*METRICS[:-1], "singular_values")), ("in", WHOLE)]
+    for (name, W), (view, metrics) in itertools.product(tensors.items(), ways):
         choices = [Replicate(), *(Shard(dim) for dim in range(min(W.ndim, 3)))]
         for layout in itertools.product(choices, repeat=mesh.ndim):
             D = distribute_tensor(W, mesh, layout)
@@ -204,7 +208,7 @@ def placements(folder, mesh, seed=0):
             assert torch.equal(expected, D.to_local()), (name, layout)
             start = distribute_tensor(W / 2, mesh, layout)
             references = {"none": None, "tensor": start}
-            wanted = plan((*METRICS[:-1], "singular_values"), tuple(references))
+            wanted = plan(metrics, tuple(references))
             layers = ShardedLayers(team, [name], wanted, {name: references}, view, {name: None})
             layers.warm = {name: _cold()}
             moment = Moment(layers, lambda _, D=D: D)

@@ -175,6 +175,7 @@ def test_fsdp_measures_on_the_shards_what_one_process_measures(ranks, world):
     [
         {"keep": True, "dtype": "bfloat16"},
         slow({"evaluate": True}),
+        slow({"metrics": ("rank_margin", "rank")}),
         slow({"keep": True}),
         slow({"accumulate": 2}),
         slow({"halves": True}),
@@ -185,7 +186,8 @@ def test_fsdp_measures_on_the_shards_what_one_process_measures(ranks, world):
     ],
 )
 def test_fsdp_however_it_is_used(ranks, how):
-    metrics, reference = ("rank", "stable_rank", "frobenius_norm", "support"), (None, "init")
+    how, reference = dict(how), (None, "init")
+    metrics = how.pop("metrics", ("rank", "stable_rank", "frobenius_norm", "support"))
     (rows, snapshots), _ = ranks("sharded", 2, metrics=metrics, reference=reference, **how)
     model = build(getattr(torch, how.get("dtype", "float32")))
     options = {"tensors": ("weight", "gradient"), "metrics": metrics, "reference": list(reference)}
@@ -280,7 +282,7 @@ def _assert_parallel(rows, snapshots, seen, activations):
 )
 def test_every_layout_of_every_shape(ranks, world, mesh):
     compared = ranks("placements", world, mesh=mesh)
-    assert compared[0] == {1: 40, 2: 136}[len(mesh)]
+    assert compared[0] == {1: 80, 2: 272}[len(mesh)]
     assert compared[1:] == [0] * (world - 1)
 
 
