@@ -150,13 +150,19 @@ def test_nor_does_one_whose_forward_fails(trained, way, where):
 
 def test_it_gives_what_each_layer_puts_out_in_eval_mode(trained):
     batch = torch.randn(7, 1, 4, 4)
+    kept = batch.clone()
     probe = Probe(trained, batch, select_layers(trained))
     batch.zero_()  # the probe has its own copy
-    kept = probe.samples.clone()
     found = {}
+
+    def take(layer, z):
+        assert not torch.is_grad_enabled()
+        found.setdefault(layer.name, []).append((z.clone(), z.requires_grad))
+
     for _ in range(2):
         found.clear()
-        probe.run(lambda layer, z: found.setdefault(layer.name, []).append((z.clone(), z.requires_grad)))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            probe.run(take)
     reference = network().eval()
     reference.load_state_dict(trained.state_dict())
     z, expected = kept.clone(), {}
