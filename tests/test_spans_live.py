@@ -232,9 +232,12 @@ def convolutional():
 
 
 def trained(model, tracker_of, steps=12, micro=3, batch=2):
-    """Train with accumulation; return the tracker's table and every output and its gradient by step and layer."""
+    """Train with accumulation.
+
+    Return the tracker's table, every output and its gradient by step and layer, and how many factors were held.
+    """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    seen, now = {}, [1]
+    seen, now, held = {}, [1], []
 
     def collect(name):
         def hook(module, args, output):
@@ -258,8 +261,10 @@ def trained(model, tracker_of, steps=12, micro=3, batch=2):
                     model(torch.randn(batch, 1, 4, 4)), torch.randint(5, (batch,))
                 ).backward()
             now[0] += 1
+            held.append(tracker._reducer._beside._trained.held)
             optimizer.step()
-        return tracker.table(), seen, tracker
+        held.append(tracker._reducer._beside._trained.held)
+        return tracker.table(), seen, held
 
 
 def matrix(parts):
@@ -282,8 +287,9 @@ def test_a_tracker_records_the_span_of_every_micro_batch_of_the_window(tmp_path,
             span_window=window,
         )
 
-    table, seen, tracker = trained(convolutional(), attach)
-    assert tracker._reducer._beside._trained.held == 0
+    table, seen, held = trained(convolutional(), attach)
+    assert max(held) == 6 * math.ceil(window / distance)  # of three layers and two tensors
+    assert held[-1] == 0 or window > distance
     indexed = table.set_index(["step", "layer", "tensor", "metric"])
     assert indexed.index.is_unique
     for step in range(0, 13, distance):
