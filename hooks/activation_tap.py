@@ -80,15 +80,21 @@ class ActivationTap:
     """
 
     def __init__(
-        self, layers: Sequence[Layer], activation: Deliver, activation_gradient: Deliver, note: Note
+        self,
+        layers: Sequence[Layer],
+        activation: Deliver,
+        activation_gradient: Deliver,
+        note: Note,
+        guarded: Callable[[Callable[..., Any]], Callable[..., Any]],
     ) -> None:
         """Install a hook on the module of each layer.
 
         Args:
             layers: the layers; of several of one module the first is told.
-            activation: told of an output, detached; it must not raise.
-            activation_gradient: told of its gradient, detached; it must not raise.
+            activation: told of an output, detached.
+            activation_gradient: told of its gradient, detached.
             note: told, by kind, what, text and layer, what is to be said; it must not raise.
+            guarded: makes a call one that does not raise.
         """
         self.listening = False
         self.layers = tapped_layers(layers)
@@ -102,7 +108,8 @@ class ActivationTap:
         self._on_modules: dict[str, tuple[nn.Module, Any]] = {}
         self._on_outputs: list[tuple[Tensor | None, Any]] = []
         # What a compiled model calls is not compiled, at the price of a break in its graph.
-        self.saw = torch.compiler.disable(self._saw)  # type: ignore[no-untyped-call]
+        self.saw = torch.compiler.disable(guarded(self._saw))  # type: ignore[no-untyped-call]
+        self._on_gradient = guarded(self._arrived)
         self.fixed = torch.compiler.assume_constant_result(_graph_is_fixed)  # type: ignore[no-untyped-call]
         try:
             for layer in self.layers:
@@ -181,11 +188,15 @@ class ActivationTap:
             self._activation(layer, z.detach())
         if "activation_gradient" in self._tensors and z.requires_grad:
             bare = z._backward_hooks is None
-            handle = z.register_hook(partial(self._arrived, layer, self._attempt))  # type: ignore[no-untyped-call]
+            handle = z.register_hook(partial(self._on_gradient, layer, self._attempt))  # type: ignore[no-untyped-call]
             self._on_outputs.append((z if bare and z.is_leaf else None, handle))
 
     def _arrived(self, layer: Layer, attempt: int, g: Tensor) -> None:
-        if attempt == self._attempt and not torch._C._functorch.is_functorch_wrapped_tensor(g):
+        # A vectorized Jacobian goes backward for several outputs at once.
+        inside = torch._C._functorch.is_functorch_wrapped_tensor(
+            g
+        ) or torch._C._functorch.is_legacy_batchedtensor(g)
+        if attempt == self._attempt and not inside:
             self._activation_gradient(layer, g.detach())
 
     def remove(self) -> None:

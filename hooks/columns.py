@@ -73,9 +73,10 @@ def plans_of(
         if tensor in tensors and kept:
             plans[tensor] = plan(kept, tuple(references) if tensor == "weight" else (NONE,), tolerance)
     if not plans:
+        names = ", ".join(map(str, asked))
         raise InputError(
-            f"{' and '.join(map(str, asked))} is no metric of {' or '.join(tensors)}: zero_gradient is one of "
-            "gradients, identity_scale of weights."
+            f"no number of {' or '.join(tensors)} comes of metrics = {names}: zero_gradient is one of gradients, "
+            "identity_scale of weights; ask for another metric or another tensor."
         )
     return plans
 

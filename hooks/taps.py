@@ -142,9 +142,10 @@ class Taps:
             if self._tensors & {"activation", "activation_gradient"}:
                 self._activations = ActivationTap(
                     layers,
-                    self._guarded(observer.activation),
-                    self._guarded(observer.activation_gradient),
+                    torch.no_grad()(observer.activation),
+                    torch.no_grad()(observer.activation_gradient),
                     self._note,
+                    self._guarded,
                 )
                 undo.callback(self._activations.remove)
             self._installed = undo.pop_all()
@@ -242,7 +243,7 @@ class Taps:
                 self._activations.listening = False
                 self._guarded(self._say_unseen)(self._activations)
             self._due = NOTHING
-            self._guarded(self._observer.completed)(self.step)
+            self._guarded(torch.no_grad()(self._observer.completed))(self.step)
         self._begin()
 
     def _say_unseen(self, activations: ActivationTap) -> None:
@@ -267,12 +268,11 @@ class Taps:
             self._guarded(self._activations.begin)(self._due)
 
     def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the call, whose failures go to the observer and not to the training."""
+        # Failures go to the observer, not to the training.
 
         def guarded(*args: Any) -> Any:
             try:
-                with torch.no_grad():
-                    return call(*args)
+                return call(*args)
             except Exception as error:
                 name = getattr(call, "__name__", "tap")
                 self._note("error", name, f"{name} failed at step {self.step}: {error!r}", "")
