@@ -102,7 +102,6 @@ class ActivationTap:
         self._activation_gradient = activation_gradient
         self._note = note
         self._tensors: frozenset[str] = frozenset()
-        self._attempt = 0
         self._called: set[str] = set()
         self._repeated: set[str] = set()
         self._on_modules: dict[str, tuple[nn.Module, Any]] = {}
@@ -145,7 +144,6 @@ class ActivationTap:
     def end(self) -> None:
         """Stop listening, and forget the step."""
         self.listening = False
-        self._attempt += 1
         self._called.clear()
         self._repeated.clear()
         while self._on_outputs:
@@ -188,15 +186,15 @@ class ActivationTap:
             self._activation(layer, z.detach())
         if "activation_gradient" in self._tensors and z.requires_grad:
             bare = z._backward_hooks is None
-            handle = z.register_hook(partial(self._on_gradient, layer, self._attempt))  # type: ignore[no-untyped-call]
+            handle = z.register_hook(partial(self._on_gradient, layer))  # type: ignore[no-untyped-call]
             self._on_outputs.append((z if bare and z.is_leaf else None, handle))
 
-    def _arrived(self, layer: Layer, attempt: int, g: Tensor) -> None:
+    def _arrived(self, layer: Layer, g: Tensor) -> None:
         # A vectorized Jacobian goes backward for several outputs at once.
         inside = torch._C._functorch.is_functorch_wrapped_tensor(
             g
         ) or torch._C._functorch.is_legacy_batchedtensor(g)
-        if attempt == self._attempt and not inside:
+        if not inside:
             self._activation_gradient(layer, g.detach())
 
     def remove(self) -> None:

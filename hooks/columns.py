@@ -72,6 +72,11 @@ def plans_of(
         ]
         if tensor in tensors and kept:
             plans[tensor] = plan(kept, tuple(references) if tensor == "weight" else (NONE,), tolerance)
+    if tuple(references) != (NONE,) and "weight" not in plans:
+        raise InputError(
+            f"reference = {', '.join(references)} is subtracted from weights, of which there is no metric here; "
+            "leave reference out, or add 'weight' to tensors."
+        )
     if not plans:
         names = ", ".join(map(str, asked))
         raise InputError(

@@ -13,8 +13,9 @@ from hooks.guards import preserved_rng, undisturbed
 from hooks.journal import Journal
 from hooks.layers import Layer
 from hooks.measuring import Measured, groups_of, measure
+from hooks.observer import NOTHING, Observer
 from hooks.schedules import Schedule
-from hooks.taps import NOTHING, Observer, Taps
+from hooks.taps import Taps
 from zanalysis.analyzers.activations import as_samples, layout_of
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import Reference, View
@@ -151,7 +152,9 @@ class Reducer(Observer):
             try:
                 samples = samples_of(layer, z)
                 if self._waiting + samples.nbytes <= HELD_BYTES:
-                    self._hold(place, layer, samples.clone())
+                    # Channels that were moved last are a copy already.
+                    shared = samples.data_ptr() == z.data_ptr()
+                    self._hold(place, layer, samples.clone() if shared else samples)
                     self._waiting += samples.nbytes
                 else:
                     self._hold(place, layer, samples)

@@ -112,6 +112,16 @@ def test_numbers_are_those_of_the_output_before_anything_overwrites_it(tmp_path,
     assert set(run.table().query("step == 0")["status"]) == {"skipped"}
 
 
+def test_the_view_is_one_of_kernels_not_of_activations(follow):
+    model = nn.Sequential(nn.Linear(4, 3))
+    optimizer, recorded = follow(model, view="in")
+    z = model(torch.randn(5, 4))
+    z.sum().backward()
+    optimizer.step()
+    assert recorded()["0", "z"] == pytest.approx(product(z).item())
+    assert recorded()["0", "g"] == pytest.approx(product(torch.ones(5, 3)).item())
+
+
 def test_what_was_measured_at_once_gives_way_to_what_comes_later(follow, monkeypatch):
     # The first of two outputs finds no room to wait, the second one does, and the other way round.
     for room in ([0, 1 << 30], [1 << 30, 0]):

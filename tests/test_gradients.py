@@ -426,6 +426,12 @@ def test_metrics_that_say_nothing_of_the_tensors_are_refused_alone(mlp, tensors,
         RankTracker(model, optimizer, tensors=tensors, metrics=metrics)
 
 
+def test_a_reference_without_weights_is_refused(mlp):
+    model, optimizer, _ = mlp
+    with pytest.raises(InputError, match="reference = init is subtracted from weights"):
+        RankTracker(model, optimizer, tensors="gradient", reference="init")
+
+
 def test_series_of_weights_come_first_and_are_what_they_were(attach, mlp):
     model, optimizer, _ = mlp
     options = {"metrics": ("rank", "singular_values"), "reference": [None, "init"]}

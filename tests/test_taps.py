@@ -11,8 +11,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from hooks import RankTracker, every
+from hooks.journal import Journal
 from hooks.layers import select_layers
 from hooks.taps import Observer, Taps
+from zanalysis.runfile import MemoryWriter
 
 ALL = ("weight", "gradient", "activation", "activation_gradient")
 
@@ -162,6 +164,26 @@ def test_at_steps_that_are_not_due_nothing_is_called(mlp, attach, monkeypatch):
     optimizer.step(closure)
     assert closures.pop() != (closure,)
     assert set(calls) >= {"measure", "samples_of", "gradient_of", "clone"}
+
+
+@pytest.mark.parametrize("failing", ["event", "log"])
+def test_a_journal_whose_writer_fails_says_so_and_goes_on(caplog, failing):
+    class Broken(MemoryWriter):
+        pass
+
+    def fail(*_):
+        raise OSError("on purpose")
+
+    journal = Journal(Broken(()))
+    setattr(journal.writer, failing, fail)
+    for _ in range(2):
+        journal.note(1, "kind", "what", "said once")
+        journal.log(1, {"loss": 1.0})
+        journal.event(1, "kind", "text")
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("said once") == 1
+    assert sum("on purpose" in text for text in said) == 1
+    assert len(said) == 2
 
 
 # --- nothing is left behind ---------------------------------------------------------------------------
