@@ -448,3 +448,34 @@ def test_data_parallel_is_seen_through(attach):
     table = tracker.table().query("step == 1")
     assert set(table["layer"]) == {"0", "1"}
     assert set(table["status"]) == {"ok"}
+
+
+@pytest.mark.cuda
+def test_the_replays_of_a_captured_step_are_recorded_by_calling_step(attach):
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, capturable=True)
+    x = torch.randn(3, 6, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    tracker = attach(model, optimizer, schedule=every(1), tensors=ALL, metrics="frobenius_norm")
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    assert tracker.table()["step"].unique().tolist() == [0, 1, 2, 3]
+    for at in (4, 5):
+        graph.replay()
+        tracker.step()
+        table = tracker.table().query("step == @at").set_index(["layer", "tensor"])
+        for name, norm in (("weight", model[0].weight.norm()), ("gradient", model[0].weight.grad.norm())):
+            assert table.loc[("0", name), "value"] == pytest.approx(norm.item(), rel=1e-6)
+        assert table.loc[("0", "activation"), "status"] == "unused"
