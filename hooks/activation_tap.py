@@ -13,6 +13,7 @@ from hooks.layers import Layer, tapped_layers
 
 __all__ = ["ActivationTap", "capturing", "first_tensor"]
 
+_TRACERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 Deliver = Callable[[Layer, Tensor], None]
 Note = Callable[[str, str, str, str], None]
 
@@ -165,7 +166,8 @@ class ActivationTap:
         return layer.name in self._called or layer.name in self._repeated
 
     def _saw(self, layer: Layer, output: Any) -> None:
-        if not torch.is_grad_enabled() or _traced():
+        z = first_tensor(output)
+        if not torch.is_grad_enabled() or isinstance(z, FakeTensor) or _traced():
             return
         # Only checkpointing calls a module inside a backward. Where the first forward was seen, this one is
         # its repetition; the reentrant kind runs the first one without gradients, and this one counts.
@@ -175,12 +177,9 @@ class ActivationTap:
             return
         else:
             self._repeated.add(layer.name)
-        z = first_tensor(output)
         if z is None:
             text = f"the output of {layer.name} holds no floating tensor; its activations are not recorded"
             self._note("activation", f"output/{layer.name}", text, layer.name)
-            return
-        if isinstance(z, FakeTensor):
             return
         if "activation" in self._tensors:
             self._activation(layer, z.detach())
@@ -206,8 +205,12 @@ class ActivationTap:
 
 def _traced() -> bool:
     # A transform of the model, a recording of its operations, or one of its kernels.
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return transformed or torch._C._get_tracing_state() is not None or capturing()
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACERS)
+        or capturing()
+    )
 
 
 def _graph_is_fixed() -> bool:

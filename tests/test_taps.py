@@ -475,7 +475,7 @@ def test_the_replays_of_a_captured_step_are_recorded_by_calling_step(attach):
     for at in (4, 5):
         graph.replay()
         tracker.step()
-        table = tracker.table().query("step == @at").set_index(["layer", "tensor"])
+        table = tracker.table().query(f"step == {at}").set_index(["layer", "tensor"])
         for name, norm in (("weight", model[0].weight.norm()), ("gradient", model[0].weight.grad.norm())):
             assert table.loc[("0", name), "value"] == pytest.approx(norm.item(), rel=1e-6)
         assert table.loc[("0", "activation"), "status"] == "unused"
