@@ -78,6 +78,8 @@ class ActivationTap:
 
     Attributes:
         listening: whether anything is told.
+        layers: one for each module.
+        ever: the layers of which an output has counted in any step.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class ActivationTap:
         self._activation_gradient = activation_gradient
         self._note = note
         self._tensors: frozenset[str] = frozenset()
+        self.ever: set[str] = set()
         self._called: set[str] = set()
         self._repeated: set[str] = set()
         self._on_modules: dict[str, tuple[nn.Module, Any]] = {}
@@ -129,6 +132,8 @@ class ActivationTap:
                 if owner is not before:
                     handle.remove()
                     self._install(layer, owner)
+                    text = f"another module is in the place of {layer.name}; it is followed from now on"
+                    self._note("replaced", layer.name, text, layer.name)
 
     def begin(self, tensors: frozenset[str]) -> None:
         """Listen for the outputs of the step that begins.
@@ -173,10 +178,12 @@ class ActivationTap:
         # its repetition; the reentrant kind runs the first one without gradients, and this one counts.
         if torch._C._current_graph_task_id() == -1:
             self._called.add(layer.name)
+            self.ever.add(layer.name)
         elif layer.name in self._called:
             return
         else:
             self._repeated.add(layer.name)
+            self.ever.add(layer.name)
         if z is None:
             text = f"the output of {layer.name} holds no floating tensor; its activations are not recorded"
             self._note("activation", f"output/{layer.name}", text, layer.name)

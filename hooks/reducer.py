@@ -1,5 +1,6 @@
 """The observer that keeps numbers: it reduces what it is told where it lies, and writes a row for each step."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,7 @@ class Reducer(Observer):
             account: of the time.
             on_record: called with the step and the rows of each record.
         """
-        self.taps: Taps | None = None
+        self._taps: weakref.ref[Taps] | None = None
         self._layers = layers
         self._plans = plans
         self._references = references
@@ -109,6 +110,14 @@ class Reducer(Observer):
         self._waiting = 0
         self._measured: dict[Place, Measured] = {}
         self._missing: dict[Place, str] = {}
+
+    def listen_to(self, taps: Taps) -> None:
+        """Learn from taps which modules were called.
+
+        Args:
+            taps: who tells; not kept alive.
+        """
+        self._taps = weakref.ref(taps)
 
     def wants(self, step: int) -> frozenset[str]:
         """Ask the schedule.
@@ -245,9 +254,10 @@ class Reducer(Observer):
 
     def _absent(self) -> dict[Place, str]:
         # Why there is nothing, where nothing was measured.
-        if self.taps is None:
+        taps = None if self._taps is None else self._taps()
+        if taps is None:
             return dict.fromkeys(self._columns.places, "skipped")
-        called = {layer.name for layer in self._layers if self.taps.called(layer)}
+        called = {layer.name for layer in self._layers if taps.called(layer)}
         words = {}
         for place in self._columns.places:
             if place.tensor == "activation":

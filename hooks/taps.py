@@ -22,7 +22,7 @@ CAPTURED = (
 )
 UNSEEN = (
     "no output of {names} was seen at step {step}, though the weight has a gradient: its module was compiled before "
-    "the tracker was attached or with fullgraph=True, was replaced, or lends its weight without being called"
+    "the tracker was attached or with fullgraph=True, or lends its weight without being called"
 )
 
 
@@ -30,6 +30,7 @@ class Taps:
     """Everything installed on a model and its optimizers. Counts the steps. Leaves no trace when removed.
 
     Attributes:
+        model: the model.
         step: completed optimizer steps. The first optimizer counts them.
     """
 
@@ -52,12 +53,12 @@ class Taps:
             tensors: everything that the observer will ever want.
             start: steps completed before.
         """
+        self.model = model
         self.step = start
         self._layers = list(layers)
         self._observer = observer
         self._tensors = frozenset(tensors)
         self._optimizers = tuple(optimizers)
-        self._model = model
         self._due = NOTHING
         self._open = True
         self._told: set[str] = set()
@@ -177,7 +178,7 @@ class Taps:
         unseen = [
             layer.name
             for layer in activations.layers
-            if not activations.called(layer) and getattr(layer.trained, "grad", None) is not None
+            if layer.name not in activations.ever and getattr(layer.trained, "grad", None) is not None
         ]
         activations.follow()
         if unseen and self._due & {"activation", "activation_gradient"}:

@@ -198,7 +198,7 @@ class RankTracker:
             if start == 0 or reducer.due(start):
                 reducer.record(start)
             self._taps = Taps(model, optimizers, chosen, reducer, plans, start)
-            reducer.taps = self._taps
+            reducer.listen_to(self._taps)
             self._reducer = reducer
             undo.pop_all()
         # Runs at the latest when the interpreter ends. What is installed outlives a tracker that nobody kept.

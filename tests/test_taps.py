@@ -298,6 +298,16 @@ def test_a_tracker_may_be_closed_by_what_it_calls(mlp):
     assert tracker.table()["step"].unique().tolist() == [0, 1, 2]
 
 
+def test_a_tracker_that_nobody_holds_completes_its_file(tmp_path, mlp):
+    model, _, _ = mlp
+    RankTracker(model, None, tmp_path / "run.h5", metrics="rank")
+    tracker = RankTracker(
+        model, None, tmp_path / "run.h5", metrics="rank", mode="a", start=1, schedule=every(1)
+    )
+    tracker.close()
+    assert tracker.table()["step"].unique().tolist() == [0, 1]
+
+
 # --- copies ---------------------------------------------------------------------------------------------
 
 
@@ -430,7 +440,7 @@ def test_a_module_that_takes_the_place_of_another_is_followed(attach, caplog):
         )
     assert table.loc[(2, "1", "activation"), "status"] == "unused"
     assert table.loc[(3, "1", "activation"), "value"] == pytest.approx(z.norm().item(), rel=1e-6)
-    assert "was replaced" in caplog.text
+    assert caplog.text.count("another module is in the place of 1; it is followed from now on") == 1
     assert hook_dictionaries(old) == {}
     del model[1]
     model(torch.ones(2, 6)).sum().backward()
