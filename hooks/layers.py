@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature
 from typing import Any
@@ -38,7 +38,7 @@ class Layer:
     """
 
     name: str
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     path: str
     attribute: str
     matrices: tuple[str, ...]

@@ -666,3 +666,5 @@ def test_few_samples_are_kept_as_they_are_and_read_the_same(count, first):
         assert span.support == (rows != 0).any(0).sum()
         assert span.dimension() == (sigma > 32 * 2**-23 * sigma[0]).sum()
     assert [span.samples for span in spans] == [count, first]
+    for span in spans:  # what was folded is not kept besides
+        assert bool(span._kept.factor._few) == (span.samples <= 16)
