@@ -14,6 +14,7 @@ from hooks.layers import Layer, tapped_layers
 
 __all__ = ["ActivationTap", "capturing", "first_tensor"]
 
+_TRACERS = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 Deliver = Callable[[Layer, Tensor], None]
 Note = Callable[[str, str, str, str], None]
 
@@ -78,18 +79,26 @@ class ActivationTap:
 
     Attributes:
         listening: whether anything is told.
+        layers: one for each module.
+        ever: the layers of which an output has counted in any step.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], activation: Deliver, activation_gradient: Deliver, note: Note
+        self,
+        layers: Sequence[Layer],
+        activation: Deliver,
+        activation_gradient: Deliver,
+        note: Note,
+        guarded: Callable[[Callable[..., Any]], Callable[..., Any]],
     ) -> None:
         """Install a hook on the module of each layer.
 
         Args:
             layers: the layers; of several of one module the first is told.
-            activation: told of an output, detached; it must not raise.
-            activation_gradient: told of its gradient, detached; it must not raise.
+            activation: told of an output, detached.
+            activation_gradient: told of its gradient, detached.
             note: told, by kind, what, text and layer, what is to be said; it must not raise.
+            guarded: makes a call one that does not raise.
         """
         self.listening = False
         self.layers = tapped_layers(layers)
@@ -97,13 +106,14 @@ class ActivationTap:
         self._activation_gradient = activation_gradient
         self._note = note
         self._tensors: frozenset[str] = frozenset()
-        self._attempt = 0
+        self.ever: set[str] = set()
         self._called: set[str] = set()
         self._repeated: set[str] = set()
         self._on_modules: dict[str, tuple[nn.Module, Any]] = {}
         self._on_outputs: list[tuple[Tensor | None, Any]] = []
         # What a compiled model calls is not compiled, at the price of a break in its graph.
-        self.saw = torch.compiler.disable(self._saw)  # type: ignore[no-untyped-call]
+        self.saw = torch.compiler.disable(guarded(self._saw))  # type: ignore[no-untyped-call]
+        self._on_gradient = guarded(self._arrived)
         self.fixed = torch.compiler.assume_constant_result(_graph_is_fixed)  # type: ignore[no-untyped-call]
         try:
             for layer in self.layers:
@@ -123,6 +133,8 @@ class ActivationTap:
                 if owner is not before:
                     handle.remove()
                     self._install(layer, owner)
+                    text = f"another module is in the place of {layer.name}; it is followed from now on"
+                    self._note("replaced", layer.name, text, layer.name)
 
     def begin(self, tensors: frozenset[str]) -> None:
         """Listen for the outputs of the step that begins.
@@ -139,7 +151,6 @@ class ActivationTap:
     def end(self) -> None:
         """Stop listening, and forget the step."""
         self.listening = False
-        self._attempt += 1
         self._called.clear()
         self._repeated.clear()
         while self._on_outputs:
@@ -161,32 +172,36 @@ class ActivationTap:
         return layer.name in self._called or layer.name in self._repeated
 
     def _saw(self, layer: Layer, output: Any) -> None:
-        if not torch.is_grad_enabled() or _traced():
+        z = first_tensor(output)
+        if not torch.is_grad_enabled() or isinstance(z, FakeTensor) or _traced():
             return
         # Only checkpointing calls a module inside a backward. Where the first forward was seen, this one is
         # its repetition; the reentrant kind runs the first one without gradients, and this one counts.
         if torch._C._current_graph_task_id() == -1:
             self._called.add(layer.name)
+            self.ever.add(layer.name)
         elif layer.name in self._called:
             return
         else:
             self._repeated.add(layer.name)
-        z = first_tensor(output)
+            self.ever.add(layer.name)
         if z is None:
             text = f"the output of {layer.name} holds no floating tensor; its activations are not recorded"
             self._note("activation", f"output/{layer.name}", text, layer.name)
-            return
-        if isinstance(z, FakeTensor):
             return
         if "activation" in self._tensors:
             self._activation(layer, z.detach())
         if "activation_gradient" in self._tensors and z.requires_grad:
             bare = z._backward_hooks is None
-            handle = z.register_hook(partial(self._arrived, layer, self._attempt))  # type: ignore[no-untyped-call]
+            handle = z.register_hook(partial(self._on_gradient, layer))  # type: ignore[no-untyped-call]
             self._on_outputs.append((z if bare and z.is_leaf else None, handle))
 
-    def _arrived(self, layer: Layer, attempt: int, g: Tensor) -> None:
-        if attempt == self._attempt and not torch._C._functorch.is_functorch_wrapped_tensor(g):
+    def _arrived(self, layer: Layer, g: Tensor) -> None:
+        # A vectorized Jacobian goes backward for several outputs at once.
+        inside = torch._C._functorch.is_functorch_wrapped_tensor(
+            g
+        ) or torch._C._functorch.is_legacy_batchedtensor(g)
+        if not inside:
             self._activation_gradient(layer, g.detach())
 
     def remove(self) -> None:
@@ -198,8 +213,12 @@ class ActivationTap:
 
 def _traced() -> bool:
     # A transform of the model, a recording of its operations, or one of its kernels.
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return transformed or torch._C._get_tracing_state() is not None or capturing()
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACERS)
+        or capturing()
+    )
 
 
 def _graph_is_fixed() -> bool:

@@ -266,11 +266,11 @@ class Beside:
         """
         self._step = step
         with self._account.timed(SPAN):
-            trained = self._trained.readings(self._first(step), absent)
+            trained = self._trained.readings(absent)
             if self._broken:
                 probed = self._probed.nothing("error")
             else:
-                probed = self._probed.readings(step, lambda layer, tensor: "unused")
+                probed = self._probed.readings(lambda layer, tensor: "unused")
             self._probed.forget()
             self._tell_sketched()
         with self._account.timed(JACOBIAN):

@@ -3,15 +3,25 @@
 What is recognized, by the model alone and without a word to another process:
 
 - `DistributedDataParallel`: every process has all weights, so the one of rank 0 in its process group
-  measures and writes; gradients are the averaged ones. The others open no file. Spans are merged.
-- FSDP2 (`fully_shard`) and tensor parallelism: parameters are `DTensor`s. All processes of their mesh
-  measure together (see `shards`); the one at its origin writes.
+  measures and writes; gradients are the averaged ones. `ZeroRedundancyOptimizer` changes nothing.
+- FSDP2 (`fully_shard`, with replicas, offloading and mixed precision; what counts is the dtype that the
+  optimizer trains) and tensor parallelism: parameters are `DTensor`s. All processes of their mesh
+  measure together (see `shards`), weights and gradients; the one at its origin writes.
 - A model that is neither belongs to this process alone, whatever process group there is: nothing waits
-  for anybody, each process that attaches a tracker writes its own file.
+  for anybody, each process that attaches a tracker writes its own file. So each stage of a pipeline
+  (`torch.distributed.pipelining`), being a module of its own, is attached to with a path of its own.
 
-Every process attaches a tracker with the same arguments, and steps as often as the others, as its
-training does anyhow. The file is where rank 0 is. FSDP1 and DeepSpeed keep weights in a way that has no
-rows; they are refused by name.
+Every process of such a model attaches a tracker with the same arguments, and steps as often as the others,
+as its training does anyhow. One opens the file, which is where rank 0 is; the others open none, their
+`log` and `close` do nothing and their `table` is empty. An error of the one that opens it is raised in all.
+To follow a `DistributedDataParallel` model from rank 0 alone, attach to its `module`.
+
+Activations are those of the writing process's own samples, whatever is measured of them, but for spans:
+these are of all samples. Where a layer puts out a `DTensor`, a batch or a sequence that is sharded is each
+process's own, features that are sharded are brought together.
+
+FSDP1 and DeepSpeed keep weights in a way that has no rows; they are refused by name, and so are the
+activations of `DataParallel`, whose replicas run in threads of their own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

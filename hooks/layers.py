@@ -39,7 +39,7 @@ class Layer:
     """
 
     name: str
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     path: str
     attribute: str
     matrices: tuple[str, ...]

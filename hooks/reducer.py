@@ -1,5 +1,6 @@
 """The observer that keeps numbers: it reduces what it is told where it lies, and writes a row for each step."""
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,8 @@ from hooks.guards import preserved_rng, undisturbed
 from hooks.journal import Journal
 from hooks.layers import Layer
 from hooks.measuring import Measured, groups_of, measure
-from hooks.taps import NOTHING, Observer, Taps
+from hooks.observer import NOTHING, Observer
+from hooks.taps import Taps
 from zanalysis.analyzers.activations import as_samples, layout_of
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import Reference, View
@@ -95,7 +97,7 @@ class Reducer(Observer):
             budget: is told of each record.
             on_record: called with the step and the rows of each record.
         """
-        self.taps: Taps | None = None
+        self._taps: weakref.ref[Taps] | None = None
         self._by_name = {layer.name: layer for layer in layers}
         self._plans = plans
         self._references = references
@@ -137,6 +139,14 @@ class Reducer(Observer):
         self._waiting = 0
         self._measured: dict[Place, Measured] = {}
         self._missing: dict[Place, str] = {}
+
+    def listen_to(self, taps: Taps) -> None:
+        """Learn from taps which modules were called.
+
+        Args:
+            taps: who tells; not kept alive.
+        """
+        self._taps = weakref.ref(taps)
 
     def wants(self, step: int) -> frozenset[str]:
         """Look at the agenda.
@@ -181,7 +191,8 @@ class Reducer(Observer):
             samples = samples_of(layer, z)
             span(*place, samples)
             if recorded:
-                self._take(place, layer, samples)
+                # Channels that were moved last are a copy already.
+                self._take(place, layer, samples, samples.data_ptr() == z.data_ptr())
         except Exception as error:
             if samples is None:
                 span(*place, error)
@@ -190,9 +201,9 @@ class Reducer(Observer):
             text = f"the {place.tensor.replace('_', ' ')} of {layer.name} was not recorded: {error}"
             self._journal.note(self._step, "error", f"{layer.name}/{place.tensor}", text, layer.name)
 
-    def _take(self, place: Place, layer: Layer, samples: Tensor) -> None:
+    def _take(self, place: Place, layer: Layer, samples: Tensor, shared: bool) -> None:
         if self._waiting + samples.nbytes <= HELD_BYTES:
-            self._hold(place, layer, samples.clone())
+            self._hold(place, layer, samples.clone() if shared else samples)
             self._waiting += samples.nbytes
         else:
             self._hold(place, layer, samples)
@@ -329,13 +340,12 @@ class Reducer(Observer):
         return {place: self._word(place) for place in self._columns.places} | self._missing
 
     def _word(self, place: Place) -> str:
-        if place.tensor == "activation" and self._beside.has_probe:
+        taps = None if self._taps is None else self._taps()
+        if place.tensor == "activation" and (taps is not None or self._beside.has_probe):
             return "unused"
-        if self.taps is None or place.tensor not in OF_MODULES:
-            return "skipped"
-        if place.tensor == "activation":
-            return "unused"
-        return "no_gradient" if self.taps.called(self._by_name[place.layer]) else "unused"
+        if place.tensor == "activation_gradient" and taps is not None:
+            return "no_gradient" if taps.called(self._by_name[place.layer]) else "unused"
+        return "skipped"
 
     def _measure(
         self,

@@ -164,7 +164,8 @@ class SharedReducer(Reducer):
         try:
             if layers is not None:
                 self._moment = self._exchange.moment = Moment(layers, read, None, self._exchange.own)
-                self._moment.share(2 * self._step + _ORDER.index(tensor), work)
+                with undisturbed(self._runs_user_code):
+                    self._moment.share(2 * self._step + _ORDER.index(tensor), work)
             elif self.team.leader:
                 work()
         finally:

@@ -162,18 +162,16 @@ class SpanWindows:
             segment.failed[key] = error
             segment.spans.pop(key, None)
 
-    def readings(self, begin: int, absent: Absent = _empty) -> list[Number]:
-        """Read the spans of a window, up to now.
+    def readings(self, absent: Absent = _empty) -> list[Number]:
+        """Read the spans of the earliest of the open windows, up to now.
 
         Args:
-            begin: its first step.
             absent: gives the word for a layer and a tensor of which nothing came in.
 
         Returns:
             A number for each of `series`.
         """
-        segments = [segment for segment in self._segments if segment.begin >= begin]
-        return [number for key in self._keys for number in self._read(key, segments, absent)]
+        return [number for key in self._keys for number in self._read(key, absent)]
 
     def nothing(self, word: str) -> list[Number]:
         """Return what `readings` does where there is nothing at all.
@@ -214,11 +212,11 @@ class SpanWindows:
             features, max_features=self._max_features, exact=True if exact else None, stop="never"
         )
 
-    def _read(self, key: tuple[str, str], segments: Sequence[_Segment], absent: Absent) -> list[Number]:
-        error = next((s.failed[key] for s in segments if key in s.failed), None)
+    def _read(self, key: tuple[str, str], absent: Absent) -> list[Number]:
+        error = next((s.failed[key] for s in self._segments if key in s.failed), None)
         span: ActivationSpan | None = None
         try:
-            for part in (s.spans[key] for s in segments if key in s.spans):
+            for part in (s.spans[key] for s in self._segments if key in s.spans):
                 span = part if span is None else span.merge(part)
         except InputError as failure:
             error, span = failure, None

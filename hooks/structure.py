@@ -27,7 +27,9 @@ _PACKAGES = ("numpy", "scipy", "h5py")
 
 def _kind(module: nn.Module) -> str:
     # Another's class may be called Identity and be none.
-    kind = type(module)
+    kind: type = type(module)
+    if kind.__name__.startswith("FSDP") and len(kind.__bases__) == 2:
+        kind = kind.__bases__[1]  # what `fully_shard` puts in front of a module's own class
     return (
         kind.__name__ if kind.__module__.startswith("torch.nn.") else f"{kind.__module__}.{kind.__qualname__}"
     )

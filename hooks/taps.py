@@ -11,11 +11,10 @@ from torch.optim import Optimizer
 from hooks.activation_tap import ActivationTap, capturing
 from hooks.gradients import Found, gradient_of, parameters_of
 from hooks.layers import Layer
+from hooks.observer import NOTHING, Observer
 from hooks.optimizer_tap import StepTap, unwrapped
 
 __all__ = ["Observer", "Taps", "unwrapped"]
-
-NOTHING: frozenset[str] = frozenset()
 
 CAPTURED = (
     "an optimizer step is being captured in a CUDA graph, whose replays call no hooks: call tracker.step() after "
@@ -23,87 +22,15 @@ CAPTURED = (
 )
 UNSEEN = (
     "no output of {names} was seen at step {step}, though the weight has a gradient: its module was compiled before "
-    "the tracker was attached or with fullgraph=True, was replaced, or lends its weight without being called"
+    "the tracker was attached or with fullgraph=True, or lends its weight without being called"
 )
-
-
-class Observer:
-    """What taps tell, in the order of one step; a subclass overrides what it wants to hear.
-
-    What it is told it may keep only until it returns. None of its failures reaches the training: they
-    come back to `note`.
-    """
-
-    def wants(self, step: int) -> frozenset[str]:
-        """Say, once and ahead of the step, which tensors are to be told of it; nothing where it is not due.
-
-        Args:
-            step: the step that is about to begin.
-
-        Returns:
-            Some of ``weight``, ``gradient``, ``activation``, ``activation_gradient``.
-        """
-        return NOTHING
-
-    def activation(self, layer: Layer, z: Tensor) -> None:
-        """Take the output of a layer's module, inside the forward: detached, in the module's own layout.
-
-        Args:
-            layer: under whose name.
-            z: the first tensor of the output. What comes next may overwrite it.
-        """
-
-    def activation_gradient(self, layer: Layer, g: Tensor) -> None:
-        """Take the gradient with respect to such an output, inside the backward: detached.
-
-        Args:
-            layer: under whose name.
-            g: of the shape of the output.
-        """
-
-    def gradient(self, layer: Layer, g: Tensor | None, status: str) -> None:
-        """Take the gradient that the optimizer is about to use: accumulated, unscaled, clipped.
-
-        What is told later in the same step takes its place.
-
-        Args:
-            layer: whose.
-            g: in the layout of `Layer.read`; None where there is none.
-            status: ``ok``; else ``no_gradient`` (frozen), ``unused`` (no part in the loss), ``skipped``.
-        """
-
-    def gradients_told(self) -> None:
-        """Take note that every gradient of one optimizer's step was told: it changes the weights next."""
-
-    def discarded(self) -> None:
-        """Take note that the step was not taken, so that it begins anew: what was told of it did not happen.
-
-        It is known only of a fused optimizer; another one is not called where a scaler finds an overflow.
-        """
-
-    def completed(self, step: int) -> None:
-        """Take note that a step that was due is complete; weights are to be read now.
-
-        Args:
-            step: how many are complete.
-        """
-
-    def note(self, step: int, kind: str, what: str, text: str, layer: str = "") -> None:
-        """Take note of a failure or of something that is to be said; it must not raise.
-
-        Args:
-            step: how many steps are complete.
-            kind: a word.
-            what: what it is identified by: it is said once.
-            text: a sentence.
-            layer: the layer concerned.
-        """
 
 
 class Taps:
     """Everything installed on a model and its optimizers. Counts the steps. Leaves no trace when removed.
 
     Attributes:
+        model: the model.
         step: completed optimizer steps. The first optimizer counts them.
     """
 
@@ -126,12 +53,12 @@ class Taps:
             tensors: everything that the observer will ever want.
             start: steps completed before.
         """
+        self.model = model
         self.step = start
         self._layers = list(layers)
         self._observer = observer
         self._tensors = frozenset(tensors)
         self._optimizers = tuple(optimizers)
-        self._model = model
         self._due = NOTHING
         self._open = True
         self._told: set[str] = set()
@@ -142,9 +69,10 @@ class Taps:
             if self._tensors & {"activation", "activation_gradient"}:
                 self._activations = ActivationTap(
                     layers,
-                    self._guarded(observer.activation),
-                    self._guarded(observer.activation_gradient),
+                    torch.no_grad()(observer.activation),
+                    torch.no_grad()(observer.activation_gradient),
                     self._note,
+                    self._guarded,
                 )
                 undo.callback(self._activations.remove)
             self._installed = undo.pop_all()
@@ -242,7 +170,7 @@ class Taps:
                 self._activations.listening = False
                 self._guarded(self._say_unseen)(self._activations)
             self._due = NOTHING
-            self._guarded(self._observer.completed)(self.step)
+            self._guarded(torch.no_grad()(self._observer.completed))(self.step)
         self._begin()
 
     def _say_unseen(self, activations: ActivationTap) -> None:
@@ -250,7 +178,7 @@ class Taps:
         unseen = [
             layer.name
             for layer in activations.layers
-            if not activations.called(layer) and getattr(layer.trained, "grad", None) is not None
+            if layer.name not in activations.ever and getattr(layer.trained, "grad", None) is not None
         ]
         activations.follow()
         if unseen and self._due & {"activation", "activation_gradient"}:
@@ -267,12 +195,11 @@ class Taps:
             self._guarded(self._activations.begin)(self._due)
 
     def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the call, whose failures go to the observer and not to the training."""
+        # Failures go to the observer, not to the training.
 
         def guarded(*args: Any) -> Any:
             try:
-                with torch.no_grad():
-                    return call(*args)
+                return call(*args)
             except Exception as error:
                 name = getattr(call, "__name__", "tap")
                 self._note("error", name, f"{name} failed at step {self.step}: {error!r}", "")

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -22,10 +22,13 @@ from hooks.team import Team
 from zanalysis.analyzers.metrics import plan
 from zanalysis.analyzers.span import ActivationSpan
 
-METRICS = (
-    "rank", "stable_rank", "effective_rank", "spectral_norm", "frobenius_norm", "support", "rank_margin",
-    "condition_number", "identity_scale",
-)  # fmt: skip
+PRODUCTS = ("stable_rank", "spectral_norm", "frobenius_norm", "support")
+"""What never needs more than small sums."""
+
+METRICS = ("rank", *PRODUCTS, "effective_rank", "condition_number", "identity_scale")
+
+WHOLE = ("rank_margin", "rank", "stable_rank")
+"""What needs the whole."""
 
 
 class Experts(nn.Module):
@@ -68,10 +71,10 @@ def loss_of(model, batch):
     return (model(x) - y).square().mean()
 
 
-def full(tensor):
+def full(tensor, device="cpu"):
     if tensor is None:
         return None
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+    return (tensor.to(device).full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().clone()
 
 
 def train(model, optimizer, steps, snapshots, share=own):
@@ -83,9 +86,9 @@ def train(model, optimizer, steps, snapshots, share=own):
         snapshots.append(snapshot(model))
 
 
-def snapshot(model):
+def snapshot(model, device="cpu"):
     named = {name.removeprefix("module."): p for name, p in model.named_parameters()}
-    return {name: (full(p), full(p.grad)) for name, p in named.items()}
+    return {name: (full(p, device), full(p.grad, device)) for name, p in named.items()}
 
 
 def rows(tracker):
@@ -109,12 +112,13 @@ def ddp(folder, path=None, steps=3, tensors=("weight", "gradient"), metrics=METR
 
 def sharded(folder, path=None, steps=2, mesh=None, tensors=("weight", "gradient"), metrics=METRICS, dtype="float32",
             reference=(None, "init", "identity"), view="out", accumulate=1, evaluate=False, keep=False, mode="x",
-            start=0, close=True, halves=False, optimizer="sgd"):  # fmt: skip
+            start=0, close=True, halves=False, optimizer="sgd", device="cpu", offload=False):  # fmt: skip
     """FSDP2 over all processes, or over a mesh of two dimensions, whose first replicates."""
-    model = build(getattr(torch, dtype))
+    model = build(getattr(torch, dtype)).to(device)
     names = ("replicate", "shard") if mesh else ("shard",)
-    mesh = init_device_mesh("cpu", tuple(mesh or [dist.get_world_size()]), mesh_dim_names=names)
+    mesh = init_device_mesh(device, tuple(mesh or [dist.get_world_size()]), mesh_dim_names=names)
     policy = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)} if halves else {}
+    policy |= {"offload_policy": CPUOffloadPolicy()} if offload else {}
     fully_shard(model[3], mesh=mesh, **policy)
     fully_shard(model, mesh=mesh, **policy)
     if keep:
@@ -125,26 +129,26 @@ def sharded(folder, path=None, steps=2, mesh=None, tensors=("weight", "gradient"
     optimizer = kind(model.parameters())
     if evaluate:
         with torch.no_grad():
-            loss_of(model, own(batches(1)[0]))
+            loss_of(model, [part.to(device) for part in own(batches(1)[0])])
     tracker = RankTracker(
         model, optimizer, path, schedule=every(1), tensors=tensors, metrics=metrics, reference=list(reference),
         view=view, mode=mode, start=start,
     )  # fmt: skip
     held = dict(model.named_parameters())
-    snapshots = [snapshot(model)]
+    snapshots = [snapshot(model, device)]
     for batch in batches(steps):
         optimizer.zero_grad()
         for i in range(accumulate):
             model.set_requires_gradient_sync(i == accumulate - 1)
-            loss_of(model, own(batch)).backward()
+            loss_of(model, [part.to(device) for part in own(batch)]).backward()
         optimizer.step()
         model.reshard()
         model[3].reshard()
         held = dict(model.named_parameters())
-        snapshots.append({name: (full(p), full(p.grad)) for name, p in held.items()})
+        snapshots.append({name: (full(p, device), full(p.grad, device)) for name, p in held.items()})
         if evaluate:
             with torch.no_grad():
-                loss_of(model, own(batch))
+                loss_of(model, [part.to(device) for part in own(batch)])
     if close:
         tracker.close()
     return rows(tracker), snapshots
@@ -192,7 +196,8 @@ def placements(folder, mesh, seed=0):
     }  # fmt: skip
     team = Team(mesh.get_all_groups())
     compared = 0
-    for (name, W), view in itertools.product(tensors.items(), ("out", "in")):
+    ways = [("out", PRODUCTS), ("in", PRODUCTS), ("out", (*METRICS[:-1], "singular_values")), ("in", WHOLE)]
+    for (name, W), (view, metrics) in itertools.product(tensors.items(), ways):
         choices = [Replicate(), *(Shard(dim) for dim in range(min(W.ndim, 3)))]
         for layout in itertools.product(choices, repeat=mesh.ndim):
             D = distribute_tensor(W, mesh, layout)
@@ -203,7 +208,7 @@ def placements(folder, mesh, seed=0):
             assert torch.equal(expected, D.to_local()), (name, layout)
             start = distribute_tensor(W / 2, mesh, layout)
             references = {"none": None, "tensor": start}
-            wanted = plan((*METRICS[:-1], "singular_values"), tuple(references))
+            wanted = plan(metrics, tuple(references))
             layers = ShardedLayers(team, [name], wanted, {name: references}, view, {name: None})
             layers.warm = {name: _cold()}
             moment = Moment(layers, lambda _, D=D: D)
@@ -317,16 +322,15 @@ def spanning(folder, kind, window=2, probe=False, tensors=("activation", "activa
 
 def thinned(folder):
     """A budget that the processes would answer differently: the first one's answer counts."""
+    from hooks.budget import Budget
+
+    answers = itertools.cycle([True, False, False] if dist.get_rank() == 0 else [False, True])
+    Budget._affords = lambda self: next(answers)
     model = build()
     fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     tracker = RankTracker(model, optimizer, schedule=every(1), metrics="frobenius_norm", budget=0.5)
     budget = tracker._reducer._budget
-    recorded = []
-    told = budget.recorded
-    budget.recorded = lambda: (recorded.append(budget.step), told())
-    answers = itertools.cycle([True, False, False] if dist.get_rank() == 0 else [False, True])
-    budget._affords = lambda: next(answers)
     train(model, optimizer, 6, [])
     tracker.close()
     return sorted(set(rows(tracker)["step"])), budget.kept, budget.skipped
@@ -534,6 +538,24 @@ def teams(folder, mesh):
         return total, team.number, found
     team.follow(0, answer)
     return total, team.number, None
+
+
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight):
+        return 2 * weight
+
+
+def parametrized(folder):
+    """A sharded weight that is computed from what is trained."""
+    model = nn.Sequential(nn.Linear(12, 9, bias=False), nn.Linear(9, 3))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    fully_shard(model)
+    tracker = RankTracker(model, None, schedule=every(1), metrics=("rank", "frobenius_norm"))
+    tracker.step()
+    tracker.close()
+    return rows(tracker), full(model[0].parametrizations.weight.original)
 
 
 def mixed(folder):

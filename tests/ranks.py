@@ -1,6 +1,7 @@
 """Run as a program: runs cases in several processes at once, forked from one that has imported everything.
 
 Reads one JSON object a line: `case`, a function of `distributed_cases`; `world`, how many processes;
+`backend`;
 `folder`, where each leaves its answer as `RANK.pkl`; `arguments`. Answers with a JSON list of the exit
 codes; a process that takes longer than `patience` seconds is killed.
 """
@@ -33,8 +34,10 @@ def run(request, rank):
     store = dist.FileStore(str(folder / "store"), request["world"])
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if request["backend"] == "nccl":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=request["world"], timeout=timedelta(seconds=20)
+        request["backend"], store=store, rank=rank, world_size=request["world"], timeout=timedelta(seconds=20)
     )
     try:
         answer = getattr(distributed_cases, request["case"])(folder, **request["arguments"])
@@ -77,6 +80,7 @@ def main():
             time.sleep(0.005)
         sys.stdout.write(json.dumps([codes[child] for child in children]) + "\n")
         sys.stdout.flush()
+    os._exit(0)  # nothing is left to be done, and torch takes seconds to find that out
 
 
 if __name__ == "__main__":

@@ -191,7 +191,11 @@ ALL = [
     for accumulation in (1, 4)
     for repeats in (None, False, True)
 ]
-CHOSEN = [s for s in ALL if s[2:] in ((1, None), (4, False)) or s == (None, "sgd", 4, True)]
+CHOSEN = [
+    s
+    for s in ALL
+    if s[2:] == (4, False) or (s[0] is None and s[2:] == (1, None)) or s == (None, "sgd", 4, True)
+]
 
 
 def name_of(settings):
@@ -212,6 +216,6 @@ def test_20_steps_are_bit_identical(tmp_path, kind, settings):
 @pytest.mark.parametrize("settings", ALL, ids=name_of)
 @pytest.mark.parametrize("kind", KINDS)
 def test_200_steps_are_bit_identical(tmp_path, kind, settings):
-    run, used = check(tmp_path, kind, settings, steps=200, apart=1)
+    run, used = check(tmp_path, kind, settings, steps=200, apart=10)
     if kind == "numbers of all tensors":
-        check_numbers(run, used, steps=200, apart=1)
+        check_numbers(run, used, steps=200, apart=10)

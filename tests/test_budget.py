@@ -59,6 +59,7 @@ COSTS = {
     "falling": lambda i: 5.0 if i == 0 else 0.02 + 1 / (1 + i),
     "rising": lambda i: 0.01 * 1.03**i,
     "alternating": lambda i: (0.3, 0.02)[i % 2],
+    "seldom dear": lambda i: 0.3 if i % 7 == 0 else 0.1,
 }
 
 
@@ -122,6 +123,13 @@ def test_a_window_is_decided_on_when_it_begins_and_those_to_come_count_as_spent(
     assert max(shares) <= 0.02
     assert set(recorded) <= set(range(0, 2001, 2))
     assert budget.skipped > 500
+
+
+def test_many_windows_that_are_open_at_once_do_not_spend_the_same_time():
+    # Of forty steps to come, each alone would fit in.
+    _, shares, budget = trained(0.02, lambda i: 0.1, window=40)
+    assert max(shares) <= 0.02
+    assert budget.skipped > 1000
 
 
 def test_one_answer_counts_where_several_processes_have_to_agree():

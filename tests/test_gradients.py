@@ -253,7 +253,8 @@ def test_every_metric_of_a_gradient_is_that_of_its_matrix(tmp_path, attach):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     tracker = attach(
         model, optimizer, tmp_path / "run.h5", schedule=every(1), tensors=("weight", "gradient"),
-        metrics=("rank", "stable_rank", "nuclear_norm", "support", "singular_values", "zero_gradient", "identity_scale"),
+        metrics=("rank", "stable_rank", "nuclear_norm", "support", "singular_values", "zero_gradient",
+                 "identity_scale"),
         reference=[None, "init", "identity"], view="in",
     )  # fmt: skip
     model(torch.randn(3, 2, 6)).square().sum().backward()
@@ -406,16 +407,16 @@ def test_a_weight_that_is_pruned_after_all_keeps_its_gradient(follow):
 @pytest.mark.parametrize(
     ("tensors", "metrics", "sentence"),
     [
-        ("weight", "zero_gradient", "zero_gradient is no metric of weight"),
+        ("weight", "zero_gradient", "no number of weight comes of metrics = zero_gradient"),
         (
             ("gradient", "activation"),
             "identity_scale",
-            "identity_scale is no metric of gradient or activation",
+            "no number of gradient or activation comes of",
         ),
         (
             "activation",
             ("zero_gradient", "identity_scale"),
-            "zero_gradient and identity_scale is no metric of activation",
+            "zero_gradient is one of gradients",
         ),
     ],
 )
@@ -423,6 +424,12 @@ def test_metrics_that_say_nothing_of_the_tensors_are_refused_alone(mlp, tensors,
     model, optimizer, _ = mlp
     with pytest.raises(InputError, match=sentence):
         RankTracker(model, optimizer, tensors=tensors, metrics=metrics)
+
+
+def test_a_reference_without_weights_is_refused(mlp):
+    model, optimizer, _ = mlp
+    with pytest.raises(InputError, match="reference = init is subtracted from weights"):
+        RankTracker(model, optimizer, tensors="gradient", reference="init")
 
 
 def test_series_of_weights_come_first_and_are_what_they_were(attach, mlp):

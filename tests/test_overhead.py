@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hooks import RankTracker, every
-from hooks.account import Account
+from hooks.account import Account, account_of
 from zanalysis.analyzers.residual import Residual
 from zanalysis.runfile import RunWriter, Series
 from zanalysis.runfile.reader import open_run
@@ -261,3 +261,23 @@ def test_by_the_real_clock_the_parts_add_up_and_stay_below_the_whole(tmp_path, m
         assert table["seconds"][part] > 0
     assert table["seconds"]["probe"] == 0
     assert 0 < table["share"]["total"] < 1
+
+
+@pytest.mark.cuda
+def test_a_gpu_that_works_on_is_measured_without_waiting_for_it():
+    account = account_of(["rank"], torch.device("cuda"))
+    W = torch.randn(4096, 4096, device="cuda")
+    W @ W
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with account.timed("rank"):
+            for _ in range(50):
+                W = torch.tanh(W @ W)
+        host = account.total
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    # 50 products of 1.4e11 operations each take longer than to ask for them.
+    assert account.seconds["device"] > 0
+    assert account.total > host

@@ -91,7 +91,7 @@ def everything(model):
 
 
 def same(a, b):
-    if isinstance(a, torch.Tensor | np.ndarray):
+    if isinstance(a, torch.Tensor | np.ndarray):  # on whatever device
         return bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
@@ -150,13 +150,19 @@ def test_nor_does_one_whose_forward_fails(trained, way, where):
 
 def test_it_gives_what_each_layer_puts_out_in_eval_mode(trained):
     batch = torch.randn(7, 1, 4, 4)
+    kept = batch.clone()
     probe = Probe(trained, batch, select_layers(trained))
     batch.zero_()  # the probe has its own copy
-    kept = probe.samples.clone()
     found = {}
+
+    def take(layer, z):
+        assert not torch.is_grad_enabled()
+        found.setdefault(layer.name, []).append((z.clone(), z.requires_grad))
+
     for _ in range(2):
         found.clear()
-        probe.run(lambda layer, z: found.setdefault(layer.name, []).append((z.clone(), z.requires_grad)))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            probe.run(take)
     reference = network().eval()
     reference.load_state_dict(trained.state_dict())
     z, expected = kept.clone(), {}
@@ -661,3 +667,40 @@ def test_a_probe_is_computed_in_the_precision_of_the_weights(mlp):
     # τ is of float32's eps, not of bfloat16's, which is 65,536 times as large.
     assert (table["tolerance"] < 1e-3).all()
     tracker.close()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_training_on_a_gpu_with_a_probe_is_bit_identical(tmp_path, autocast):
+    batch = torch.randn(8, 1, 4, 4)  # on the host: it is moved once
+
+    def trained(attach):
+        torch.manual_seed(0)
+        model = cnn().cuda()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        generator = torch.Generator().manual_seed(1)
+        with attach(model, optimizer):
+            for _ in range(20):
+                x = torch.randn(6, 1, 4, 4, generator=generator).cuda()
+                y = torch.randint(3, (6,), generator=generator).cuda()
+                optimizer.zero_grad()
+                with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+                    loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+        return [
+            model.state_dict(),
+            optimizer.state_dict()["state"],
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(),
+        ]
+
+    torch.backends.cudnn.deterministic = True
+    plain = trained(lambda *_: nullcontext())
+    path = tmp_path / "run.h5"
+    watched = trained(lambda m, o: RankTracker(m, o, path, schedule=every(2), probe=batch, **EVERYTHING))
+    assert same(plain, watched)
+    run = open_run(path)
+    assert run.steps.tolist() == list(range(0, 21, 2))
+    assert not (run.table()["status"] == "error").any()
+    assert "device" in run.overhead["part"].tolist()

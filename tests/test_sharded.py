@@ -155,9 +155,10 @@ def test_above_the_size_of_proofs_lanczos_needs_only_products():
     assert set(together.asked) <= {Op.LOOK, Op.NORMS, Op.NORMAL}
 
 
-def test_two_singular_values_within_rounding_of_the_tolerance_are_left_to_the_whole():
-    W = torch.diag(torch.tensor([4.0, 2.0, 1.0])).repeat_interleave(1, 0)
-    W = torch.cat([W, torch.zeros(3, 3)])
+@pytest.mark.parametrize("near", [2.0, 2.0 + 2.0**-22, 2.0 - 2.0**-22])
+def test_a_singular_value_within_rounding_of_the_tolerance_is_left_to_the_whole(near):
+    W = torch.zeros(6, 3)
+    W[0, 0], W[1, 1], W[2, 2] = 4.0, near, 1.0
     together = Together(W, rows=2)
     assert_equal(together, "rank", 2.0)
     assert together.gathered == 1

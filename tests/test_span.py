@@ -645,3 +645,26 @@ def test_the_span_of_the_theorem_in_small():
             assert span.dimension().item() > n_x
         else:
             assert (span.support.item(), span.dimension().item()) == (support, dimension)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 32, 50])
+@pytest.mark.parametrize("first", [1, 10, 40])
+def test_few_samples_are_kept_as_they_are_and_read_the_same(count, first):
+    # Up to 16 samples of 32 features are kept, more are folded into a Gram matrix; either may be merged into the other.
+    z, other = torch.randn(count, 32), torch.randn(first, 32) @ torch.diag(torch.arange(32.0))
+    other[:, 5] = 0
+    spans = [ActivationSpan(32, stop="never") for _ in range(2)]
+    for span, rows in zip(spans, (z, other), strict=True):
+        for part in rows.split(7):
+            kept = part.clone()
+            span.update(kept)
+            kept.fill_(torch.nan)
+    for span, rows in ((spans[0], z), (spans[1], other), (spans[0].merge(spans[1]), torch.cat([z, other]))):
+        sigma = np.linalg.svd(rows.double().numpy(), compute_uv=False)
+        expected = np.pad(sigma, (0, max(0, 32 - len(sigma))))[:32]
+        np.testing.assert_allclose(span.singular_values().numpy(), expected, rtol=1e-9, atol=2e-8 * sigma[0])
+        assert span.support == (rows != 0).any(0).sum()
+        assert span.dimension() == (sigma > 32 * 2**-23 * sigma[0]).sum()
+    assert [span.samples for span in spans] == [count, first]
+    for span in spans:  # what was folded is not kept besides
+        assert bool(span._kept.factor._few) == (span.samples <= 16)

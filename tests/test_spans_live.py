@@ -38,7 +38,7 @@ def followed(z, due, window, micro=1, **settings):
             spans.take("a", "activation", part)
         held.append(spans.held)
         if agenda.recorded(step):
-            readings[step] = spans.readings(max(1, step - window + 1))
+            readings[step] = spans.readings()
         later = agenda.windows(step + 1)
         spans.forget(max(1, later[0] - window + 1) if later else None)
     return readings, came, held
@@ -120,9 +120,9 @@ def test_a_window_in_which_nothing_came_in_is_empty():
     spans = SpanWindows([LAYER], ["activation", "activation_gradient"], support=True)
     spans.take("a", "activation", torch.ones(2, 3))  # before any window
     spans.open(1)
-    assert [(STATUSES[n.code], math.isnan(n.value)) for n in spans.readings(1)] == [("empty", True)] * 4
+    assert [(STATUSES[n.code], math.isnan(n.value)) for n in spans.readings()] == [("empty", True)] * 4
     words = {"activation": "unused", "activation_gradient": "no_gradient"}
-    readings = spans.readings(1, lambda layer, tensor: words[tensor])
+    readings = spans.readings(lambda layer, tensor: words[tensor])
     assert [STATUSES[n.code] for n in readings] == ["unused"] * 2 + ["no_gradient"] * 2
     assert [STATUSES[n.code] for n in spans.nothing("skipped")] == ["skipped"] * 4
 
@@ -148,7 +148,7 @@ def test_wide_layers_are_sketched_and_what_a_sketch_cannot_say_is_an_error():
     )
     spans.open(1)
     spans.take("a", "activation", z)
-    known, refused = spans.readings(1)
+    known, refused = spans.readings()
     assert (known.value, STATUSES[known.code]) == (6, "ok")
     assert (math.isnan(refused.value), STATUSES[refused.code]) == (True, "error")
     assert spans.sketched == {"a"}
@@ -163,17 +163,17 @@ def test_a_failure_spoils_its_window_and_no_other():
     spans.take("a", "activation", torch.ones(2, 3))
     spans.take("a", "activation", torch.ones(2, 4))  # another width
     spans.take("a", "activation", torch.ones(2, 3))
-    assert [STATUSES[n.code] for n in spans.readings(1)] == ["error"]
+    assert [STATUSES[n.code] for n in spans.readings()] == ["error"]
     assert "expected floating activations [..., 3]" in str(errors[0][2])
     spans.forget()
     spans.open(3)
     spans.take("a", "activation", ValueError("no matrix"))
-    assert [STATUSES[n.code] for n in spans.readings(3)] == ["error"]
+    assert [STATUSES[n.code] for n in spans.readings()] == ["error"]
     assert str(errors[1][2]) == "no matrix"
     spans.forget()
     spans.open(2)
     spans.take("a", "activation", torch.ones(2, 4))
-    assert [(n.value, STATUSES[n.code]) for n in spans.readings(2)] == [(1, "ok")]
+    assert [(n.value, STATUSES[n.code]) for n in spans.readings()] == [(1, "ok")]
 
 
 def test_the_spans_of_several_processes_become_one_in_the_same_order_everywhere():
@@ -192,7 +192,7 @@ def test_the_spans_of_several_processes_become_one_in_the_same_order_everywhere(
     spans = SpanWindows([LAYER, SimpleNamespace(name="b")], ["activation"], combine=combine)
     spans.open(1)
     spans.take("a", "activation", torch.eye(4)[1:3])
-    readings = spans.readings(1)
+    readings = spans.readings()
     assert readings[0].value == 3
     assert STATUSES[readings[1].code] == "empty"
     assert next(order, None) is None
@@ -206,7 +206,7 @@ def test_an_activation_is_neither_kept_nor_changed():
     spans.take("a", "activation", z)
     assert torch.equal(z, before)
     z.detach().zero_()
-    assert spans.readings(1)[0].value == 9
+    assert spans.readings()[0].value == 9
 
 
 @pytest.mark.parametrize("window", [0, -1, 2.0, True, "3", None])
@@ -232,9 +232,12 @@ def convolutional():
 
 
 def trained(model, tracker_of, steps=12, micro=3, batch=2):
-    """Train with accumulation; return the tracker's table and every output and its gradient by step and layer."""
+    """Train with accumulation.
+
+    Return the tracker's table, every output and its gradient by step and layer, and how many factors were held.
+    """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    seen, now = {}, [1]
+    seen, now, held = {}, [1], []
 
     def collect(name):
         def hook(module, args, output):
@@ -258,8 +261,10 @@ def trained(model, tracker_of, steps=12, micro=3, batch=2):
                     model(torch.randn(batch, 1, 4, 4)), torch.randint(5, (batch,))
                 ).backward()
             now[0] += 1
+            held.append(tracker._reducer._beside._trained.held)
             optimizer.step()
-        return tracker.table(), seen, tracker
+        held.append(tracker._reducer._beside._trained.held)
+        return tracker.table(), seen, held
 
 
 def matrix(parts):
@@ -282,8 +287,9 @@ def test_a_tracker_records_the_span_of_every_micro_batch_of_the_window(tmp_path,
             span_window=window,
         )
 
-    table, seen, tracker = trained(convolutional(), attach)
-    assert tracker._reducer._beside._trained.held == 0
+    table, seen, held = trained(convolutional(), attach)
+    assert max(held) == 6 * math.ceil(window / distance)  # of three layers and two tensors
+    assert held[-1] == 0 or window > distance
     indexed = table.set_index(["step", "layer", "tensor", "metric"])
     assert indexed.index.is_unique
     for step in range(0, 13, distance):

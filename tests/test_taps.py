@@ -11,8 +11,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 
 from hooks import RankTracker, every
+from hooks.journal import Journal
 from hooks.layers import select_layers
 from hooks.taps import Observer, Taps
+from zanalysis.runfile import MemoryWriter
 
 ALL = ("weight", "gradient", "activation", "activation_gradient")
 
@@ -164,6 +166,26 @@ def test_at_steps_that_are_not_due_nothing_is_called(mlp, attach, monkeypatch):
     assert set(calls) >= {"measure", "samples_of", "gradient_of", "clone"}
 
 
+@pytest.mark.parametrize("failing", ["event", "log"])
+def test_a_journal_whose_writer_fails_says_so_and_goes_on(caplog, failing):
+    class Broken(MemoryWriter):
+        pass
+
+    def fail(*_):
+        raise OSError("on purpose")
+
+    journal = Journal(Broken(()))
+    setattr(journal.writer, failing, fail)
+    for _ in range(2):
+        journal.note(1, "kind", "what", "said once")
+        journal.log(1, {"loss": 1.0})
+        journal.event(1, "kind", "text")
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("said once") == 1
+    assert sum("on purpose" in text for text in said) == 1
+    assert len(said) == 2
+
+
 # --- nothing is left behind ---------------------------------------------------------------------------
 
 
@@ -274,6 +296,16 @@ def test_a_tracker_may_be_closed_by_what_it_calls(mlp):
     optimizer.zero_grad()
     assert traces(model, optimizer) == before
     assert tracker.table()["step"].unique().tolist() == [0, 1, 2]
+
+
+def test_a_tracker_that_nobody_holds_completes_its_file(tmp_path, mlp):
+    model, _, _ = mlp
+    RankTracker(model, None, tmp_path / "run.h5", metrics="rank")
+    tracker = RankTracker(
+        model, None, tmp_path / "run.h5", metrics="rank", mode="a", start=1, schedule=every(1)
+    )
+    tracker.close()
+    assert tracker.table()["step"].unique().tolist() == [0, 1]
 
 
 # --- copies ---------------------------------------------------------------------------------------------
@@ -408,7 +440,7 @@ def test_a_module_that_takes_the_place_of_another_is_followed(attach, caplog):
         )
     assert table.loc[(2, "1", "activation"), "status"] == "unused"
     assert table.loc[(3, "1", "activation"), "value"] == pytest.approx(z.norm().item(), rel=1e-6)
-    assert "was replaced" in caplog.text
+    assert caplog.text.count("another module is in the place of 1; it is followed from now on") == 1
     assert hook_dictionaries(old) == {}
     del model[1]
     model(torch.ones(2, 6)).sum().backward()
@@ -426,3 +458,34 @@ def test_data_parallel_is_seen_through(attach):
     table = tracker.table().query("step == 1")
     assert set(table["layer"]) == {"0", "1"}
     assert set(table["status"]) == {"ok"}
+
+
+@pytest.mark.cuda
+def test_the_replays_of_a_captured_step_are_recorded_by_calling_step(attach):
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, capturable=True)
+    x = torch.randn(3, 6, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    tracker = attach(model, optimizer, schedule=every(1), tensors=ALL, metrics="frobenius_norm")
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    assert tracker.table()["step"].unique().tolist() == [0, 1, 2, 3]
+    for at in (4, 5):
+        graph.replay()
+        tracker.step()
+        table = tracker.table().query(f"step == {at}").set_index(["layer", "tensor"])
+        for name, norm in (("weight", model[0].weight.norm()), ("gradient", model[0].weight.grad.norm())):
+            assert table.loc[("0", name), "value"] == pytest.approx(norm.item(), rel=1e-6)
+        assert table.loc[("0", "activation"), "status"] == "unused"

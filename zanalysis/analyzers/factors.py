@@ -4,7 +4,9 @@ Both factors take rows `[samples, features]` and keep O(features²) float64 numb
 see.
 
 - `Gram` keeps ZᵀZ. It is one matrix product per row, but it squares the condition: in float64 it decides
-  nothing below about √eps · σ₁ = 1.5e-8 · σ₁, and `FLOOR` keeps a safe distance from that.
+  nothing below about √eps · σ₁ = 1.5e-8 · σ₁, and `FLOOR` keeps a safe distance from that. While there are
+  fewer rows than half the features it keeps the rows themselves, whose ZZᵀ is smaller and has the same
+  eigenvalues: those of one batch of 64 with 1,024 features come more than 100 times sooner.
 - `Triangle` keeps R of Z = QR, updated by R ← qr([R; rows]) (Golub & Van Loan, Matrix Computations, 4th ed.,
   6.5). It does not square, so it decides down to a few eps · σ₁, at two to three times the cost.
 """
@@ -79,35 +81,65 @@ class Gram(Factor):
     def __init__(self, features: int, device: torch.device) -> None:
         super().__init__(features, device)
         self.floor = FLOOR
-        self.product = torch.zeros(features, features, dtype=torch.float64, device=device)
+        self._sum: Tensor | None = None
+        self._few: list[Tensor] = []
+        self._zeros = torch.zeros(features, dtype=torch.float64, device=device)
+
+    @property
+    def product(self) -> Tensor:
+        """ZᵀZ, its upper half."""
+        if self._sum is None:
+            self._sum = torch.zeros(self.features, self.features, dtype=torch.float64, device=self.device)
+            for rows in self._few:
+                self._add(self._sum, rows)
+            self._few = []
+        return self._sum
 
     def add(self, rows: Tensor) -> None:
-        """Add rowsᵀ · rows by panels, as the upper half costs little more than half of the whole."""
+        """Keep a copy of the rows while they are few; else add rowsᵀ · rows."""
+        if self._sum is None and 2 * (sum(map(len, self._few)) + len(rows)) <= self.features:
+            self._few.append(rows.clone())
+        else:
+            self._add(self.product, rows)
+
+    def _add(self, product: Tensor, rows: Tensor) -> None:
+        # By panels, as the upper half costs little more than half of the whole.
         # A GPU is kept busy by few large products, a CPU by panels that fit its cache.
         panel = _PANEL if self.device.type == "cpu" else max(1, self.features)
         for part in torch.split(rows, _ROWS):
             wide = part.to(torch.float64)
             for left in range(0, self.features, panel):
                 right = left + panel
-                self.product[left:right, left:].addmm_(wide[:, left:right].T, wide[:, left:])
+                product[left:right, left:].addmm_(wide[:, left:right].T, wide[:, left:])
 
     def absorb(self, other: Factor) -> None:
         """Add the other's product: exact up to one rounding of each entry."""
         assert isinstance(other, Gram)
-        self.product += other.product.to(self.device)
+        if other._sum is None:
+            for rows in other._few:
+                self.add(rows.to(self.device))
+        else:
+            self.product.add_(other._sum.to(self.device))
 
     def sizes(self) -> Tensor:
         """Return the diagonal."""
-        return self.product.diagonal()
+        return self.energy()
 
     def energy(self) -> Tensor:
         """Return the diagonal."""
-        return self.product.diagonal()
+        if self._sum is not None:
+            return self._sum.diagonal()
+        return sum((rows.double().square().sum(0) for rows in self._few), self._zeros)
 
     def singular_values(self) -> Tensor:
         """Return the square roots of the eigenvalues, with an absolute error of about 1e-8 · σ₁."""
-        eigenvalues: Tensor = torch.linalg.eigvalsh(self.product, UPLO="U")
-        return eigenvalues.flip(0).clamp_min(0.0).sqrt()
+        if self._sum is None and self._few:
+            rows = torch.cat([part.to(torch.float64) for part in self._few])
+            eigenvalues: Tensor = torch.linalg.eigvalsh(rows @ rows.T)
+            eigenvalues = torch.nn.functional.pad(eigenvalues, (self.features - len(eigenvalues), 0))
+        else:
+            eigenvalues = torch.linalg.eigvalsh(self.product, UPLO="U")
+        return eigenvalues.clamp_min(0.0).sqrt().flip(0)
 
     def exceeds(self, square: Tensor) -> bool:
         """Try a Cholesky factorization, which costs a fraction of the eigenvalues.
