@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import h5py
 
-from zanalysis.errors import RunFileError
+from zanalysis.errors import RunFileError, ZAnalysisError
 from zanalysis.runfile.overlay import Overlay, pending
 from zanalysis.runfile.schema import FORMAT, SCHEMA_VERSION, Committed
 from zanalysis.runfile.superblock import (
@@ -167,7 +167,7 @@ def _answer(path: Path, question: Callable[[Any, Committed], T]) -> T:
     except BlockingIOError as error:
         raise _UnsettledError(f"{path} is open for writing in another program; close it there.") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, RunFileError):
+        if isinstance(error, ZAnalysisError):
             raise
         raise _UnsettledError(
             f"{path} is damaged or truncated ({error}); restore it from a copy. "
