@@ -162,6 +162,11 @@ class RunWriter:
             kept = group[str(index)]
             yield Initial(kept.attrs["layer"], kept.attrs["dtype"], kept[:])
 
+    @property
+    def reached(self) -> int:
+        """The last step of which anything was taken, numbers or raw tensors; 0 where there is none."""
+        return max(0, self.last_step, -1 if self._tensors is None else self._tensors.last_step)
+
     def append(self, step: int, value: Floats, tolerance: Floats, status: Codes, spectra: Floats) -> None:
         """Take the numbers of one recorded step; they reach the file at the next flush.
 
