@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
+from zanalysis.errors import InputError, did_you_mean
 
-__all__ = ["check_settings", "check_tensors", "checked_attributes", "checked_path", "logged_number"]
+__all__ = [
+    "TENSORS",
+    "check_settings",
+    "checked_attributes",
+    "checked_path",
+    "checked_tensors",
+    "logged_number",
+]
 
 TENSORS = ("weight", "gradient", "activation", "activation_gradient")
 
@@ -41,15 +48,17 @@ def check_settings(schedule: Any, start: Any, spectrum_size: Any, on_full: Any, 
         raise InputError(f"got flush_seconds = {flush_seconds!r}, expected seconds, 0 or more.")
 
 
-def check_tensors(tensors: Sequence[str] | str) -> None:
-    """Check which tensors of a layer are to be followed.
+def checked_tensors(tensors: Sequence[str] | str) -> tuple[str, ...]:
+    """Return which tensors of a layer are to be followed.
 
     Args:
         tensors: one name or several.
 
+    Returns:
+        The names, each once.
+
     Raises:
         InputError: if there is none, or an unknown one.
-        NotBuiltYetError: if this version does not follow it.
     """
     asked = [tensors] if isinstance(tensors, str) else list(tensors)
     if not asked:
@@ -57,8 +66,7 @@ def check_tensors(tensors: Sequence[str] | str) -> None:
     for tensor in asked:
         if tensor not in TENSORS:
             raise InputError(f"unknown tensor {tensor!r}; {did_you_mean(str(tensor), TENSORS)}")
-        if tensor != "weight":
-            raise NotBuiltYetError(f"RankTracker(tensors=({tensor!r},))")
+    return tuple(dict.fromkeys(asked))
 
 
 def checked_attributes(attributes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 
-__all__ = ["preserved_rng", "without_autocast"]
+__all__ = ["preserved_rng", "undisturbed", "without_autocast"]
 
 
 @contextmanager
@@ -36,3 +36,14 @@ def preserved_rng(needed: bool) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def undisturbed(runs_user_code: bool) -> Iterator[None]:
+    """Measure: without gradients, in the arithmetic's own precision, and without a random number less.
+
+    Args:
+        runs_user_code: whether functions of the user's own will run.
+    """
+    with torch.no_grad(), without_autocast(), preserved_rng(runs_user_code):
+        yield

@@ -17,7 +17,7 @@ from zanalysis.analyzers.matrices import View, matricize
 from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
 from zanalysis.runfile.schema import plain
 
-__all__ = ["Layer", "Selection", "layer_name", "select_layers"]
+__all__ = ["Layer", "Selection", "as_parameter", "layer_name", "select_layers", "tapped_layers"]
 
 Pattern = str | re.Pattern[str] | Callable[..., bool]
 Selection = Pattern | Sequence[Pattern] | None
@@ -29,7 +29,8 @@ class Layer:
 
     Attributes:
         name: its qualified name less a final ``.weight`` and the prefixes that wrappers add.
-        owner: the module it belongs to.
+        model: the model it was chosen from.
+        path: where in the model the module is that it belongs to.
         attribute: its name there.
         matrices: the names of its matrices: its own, or `name[i]` where it holds several.
         shape: its shape.
@@ -37,11 +38,17 @@ class Layer:
     """
 
     name: str
-    owner: nn.Module
+    model: nn.Module
+    path: str
     attribute: str
     matrices: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module it belongs to: the one that is in that place now."""
+        return self.model.get_submodule(self.path)
 
     @property
     def parameter(self) -> Tensor:
@@ -53,7 +60,22 @@ class Layer:
 
     def read(self) -> Tensor:
         """Return the weight that counts, as it is now: detached, a Conv1d kernel as `[out, in, taps, 1]`."""
-        return _as_parameter(_effective(self.owner, self.attribute), self.owner)
+        return as_parameter(_effective(self.owner, self.attribute), self.owner)
+
+    @property
+    def parametrized(self) -> bool:
+        """Whether what acts is made of what is trained."""
+        return is_parametrized(self.owner, self.attribute)
+
+    @property
+    def trained(self) -> Tensor | None:
+        """What an optimizer trains: the parameter; where it is parametrized, the original of its shape, if any."""
+        owner = self.owner
+        if not is_parametrized(owner, self.attribute):
+            value: Tensor = getattr(owner, self.attribute)
+            return value
+        originals = owner.parametrizations[self.attribute].parameters(recurse=False)  # type: ignore[index, union-attr]
+        return next((p for p in originals if tuple(p.shape) == self.shape), None)
 
 
 def layer_name(qualified: str) -> str:
@@ -124,6 +146,21 @@ def select_layers(model: nn.Module, selection: Selection = None, view: View = "o
     return [layer for layer in candidates if layer.name in chosen]
 
 
+def tapped_layers(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers that activations are recorded under: of a module with several weights, the first.
+
+    Args:
+        layers: the recorded layers.
+
+    Returns:
+        One for each module.
+    """
+    first: dict[str, Layer] = {}
+    for layer in layers:
+        first.setdefault(layer.path, layer)
+    return list(first.values())
+
+
 def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
     seen: set[int] = set()
     taken: set[str] = set()
@@ -137,7 +174,7 @@ def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
                 continue
             seen.add(identity)
             # Only the shapes matter here; a meta tensor costs nothing.
-            matrices = matricize(_as_parameter(parameter.detach().to("meta"), module), view)
+            matrices = matricize(as_parameter(parameter.detach().to("meta"), module), view)
             if min(matrices.shape[-2:]) < 2 or matrices.shape[:-2].numel() == 0:
                 continue
             name = layer_name(qualified)
@@ -145,7 +182,7 @@ def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
             taken.add(name)
             count = matrices.shape[:-2].numel()
             names = (name,) if matrices.ndim == 2 else tuple(f"{name}[{i}]" for i in range(count))
-            yield Layer(name, module, attribute, names, tuple(parameter.shape), parameter.dtype)
+            yield Layer(name, model, prefix, attribute, names, tuple(parameter.shape), parameter.dtype)
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
@@ -168,8 +205,16 @@ def _check_parameter(name: str, parameter: Tensor) -> None:
         raise NotBuiltYetError(f"recording a sharded parameter ({name} is a DTensor)")
 
 
-def _as_parameter(parameter: Tensor, owner: nn.Module) -> Tensor:
-    # Three dimensions are a batch of matrices, unless they are a kernel.
+def as_parameter(parameter: Tensor, owner: nn.Module) -> Tensor:
+    """Return a parameter, or what has its shape, as it is read: a Conv1d kernel as `[out, in, taps, 1]`.
+
+    Args:
+        parameter: the tensor.
+        owner: the module it belongs to.
+
+    Returns:
+        A view of it: three dimensions are a batch of matrices, unless they are a kernel.
+    """
     return parameter.unsqueeze(-1) if parameter.ndim == 3 and isinstance(owner, _ConvNd) else parameter
 
 

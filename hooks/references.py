@@ -1,6 +1,6 @@
 """What is subtracted from a weight before it is measured, by the names that a table shows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,14 @@ from zanalysis.analyzers.metrics import NONE
 from zanalysis.errors import InputError
 from zanalysis.runfile import Initial
 
-__all__ = ["initial_of", "initial_tensor", "named_references", "reference_of"]
+__all__ = [
+    "Initials",
+    "initial_of",
+    "initial_tensor",
+    "named_references",
+    "reference_of",
+    "take_up_initial",
+]
 
 _NUMPY_HAS = (torch.float16, torch.float32, torch.float64)
 _BITS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.uint16)}
@@ -125,3 +132,33 @@ def initial_tensor(kept: Initial) -> Tensor:
     if dtype in _NUMPY_HAS:
         return torch.from_numpy(kept.values)
     return torch.from_numpy(kept.values.view(f"i{kept.values.itemsize}")).view(dtype)
+
+
+class Initials(Iterable[Initial]):
+    """The initial weights of the layers, brought to the CPU one at a time, as often as asked for."""
+
+    def __init__(self, layers: Sequence[Layer], references: Mapping[str, Mapping[str, Any]]) -> None:
+        """Remember whose.
+
+        Args:
+            layers: the layers.
+            references: by layer and by name, `init` among them.
+        """
+        self._layers, self._references = layers, references
+
+    def __iter__(self) -> Iterator[Initial]:
+        for layer in self._layers:
+            yield initial_of(layer, self._references[layer.name]["init"])
+
+
+def take_up_initial(references: Mapping[str, dict[str, Reference]], initial: Iterable[Initial]) -> None:
+    """Put the reference ``init`` of the run that goes on in place of today's.
+
+    Args:
+        references: by layer and by name; changed.
+        initial: what the run file keeps.
+    """
+    for kept in initial:
+        now = references[kept.layer]["init"]
+        assert isinstance(now, Tensor)
+        references[kept.layer]["init"] = initial_tensor(kept).to(now.device).reshape(now.shape)

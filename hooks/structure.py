@@ -17,7 +17,7 @@ from hooks.layers import Layer, layer_name
 from zanalysis._version import __version__
 from zanalysis.analyzers.symmetry import recognize_start
 
-__all__ = ["describe_layers", "describe_model", "describe_optimizer", "differences", "versions"]
+__all__ = ["describe_layers", "describe_model", "describe_optimizer", "differences", "resumed", "versions"]
 
 # What these do to a model is done around it.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
@@ -181,3 +181,20 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
     yield "schedule", before.get("schedule"), now["schedule"]
     for package, found in now["versions"].items():
         yield package, before.get("versions", {}).get(package), found
+
+
+def resumed(step: int, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """Say how a run goes on.
+
+    Args:
+        step: from where.
+        before: the attributes of the earlier part; None where nothing of it is kept.
+        now: those of the later part.
+
+    Returns:
+        A sentence.
+    """
+    if before is None:
+        return f"nothing recorded before step {step} is kept: the record begins anew"
+    other = differences(before, now)
+    return f"recording goes on from step {step}" + (f"; now {'; '.join(other)}" if other else "")
