@@ -36,7 +36,7 @@ class BufferPool:
         self._taken = 0  # by the step that is being collected
         self._passed_on = 0  # to the thread
         self._changed = threading.Condition()
-        self._pid = os.getpid()
+        self._pid = os.getpid()  # a forked child may have inherited the lock, and nobody who releases it
 
     def take(self, size: int, wait: bool, served: Callable[[], bool]) -> Tensor | None:
         """Take a buffer.
@@ -49,7 +49,7 @@ class BufferPool:
         Returns:
             uint8 `[size]`, of any content; None where there is no room, or nobody who makes some.
         """
-        if os.getpid() != self._pid:  # a forked child may have inherited a lock that nobody will release
+        if os.getpid() != self._pid:
             return None
         with self._changed:
             while not self._has_room(size):
@@ -76,6 +76,8 @@ class BufferPool:
 
     def pass_on(self) -> None:
         """Count what was taken as being on its way: the step is collected."""
+        if os.getpid() != self._pid:
+            return
         with self._changed:
             self._passed_on, self._taken = self._passed_on + self._taken, 0
 
@@ -86,6 +88,8 @@ class BufferPool:
             buffers: what `take` returned.
             passed_on: whether they were passed on before; else the step that they belong to is given up.
         """
+        if os.getpid() != self._pid:
+            return
         with self._changed:
             for buffer in buffers:
                 size = buffer.numel()
