@@ -138,9 +138,7 @@ class Recorder(Attachment):
                 )
                 self._path = str(os.fspath(path))
                 transfer = Transfer(pool, wait=on_full == "block", served=lambda: thread.working)
-            collector = Collector(
-                chosen, keys, schedule, transfer, self._journal, self._account, dtype, rows
-            )
+            collector = Collector(chosen, keys, schedule, transfer, self._journal, self._account, dtype, rows)
             if start == 0 or collector.due(start):
                 collector.record(start)
             taps = Taps(model, optimizers, chosen, collector, collector.wanted, start)

@@ -119,7 +119,9 @@ class StagedWriter:
 
     def log(self, step: int, name: str, value: float) -> None:
         """Pass a scalar of the user's own on."""
-        self._dropped += not self._put(_Item(lambda writer: writer.log(step, name, value), 24), droppable=True)
+        self._dropped += not self._put(
+            _Item(lambda writer: writer.log(step, name, value), 24), droppable=True
+        )
 
     def event(self, step: int, kind: str, text: str, layer: str = "") -> None:
         """Pass an event on."""
@@ -156,7 +158,15 @@ class StagedWriter:
         return os.getpid() == self._pid and self._thread.is_alive()
 
     def _put(self, item: _Item, droppable: bool = False) -> bool:
-        """Pass something on; what will never be written is done with at once. Return False where it was dropped."""
+        """Pass something on; what will never be written is done with at once.
+
+        Args:
+            item: what is to be done.
+            droppable: whether it may be lost where the queue is full.
+
+        Returns:
+            False where it was dropped.
+        """
         if not self.working:
             item.done()
         elif droppable and self._on_full == "drop":
@@ -217,7 +227,10 @@ class StagedWriter:
             self._give_up(error)
 
     def _account_for_drops(self) -> None:
-        records, steps = self._dropped - self._dropped_told, self._dropped_tensors - self._dropped_tensors_told
+        records, steps = (
+            self._dropped - self._dropped_told,
+            self._dropped_tensors - self._dropped_tensors_told,
+        )
         reached = self._writer.reached
         if records:
             self._dropped_told += records

@@ -88,7 +88,9 @@ class Transfer:
         buffers = [copy.buffer for copy in copies]
         crossing = [(copy.host, copy.staged) for copy in copies if copy.staged is not None]
         self._pool.pass_on()
-        events = [self._cross(device, crossing) for device in dict.fromkeys(one.device for _, one in crossing)]
+        events = [
+            self._cross(device, crossing) for device in dict.fromkeys(one.device for _, one in crossing)
+        ]
 
         def arrived() -> None:
             for event in events:
@@ -105,13 +107,13 @@ class Transfer:
 
     def _cross(self, device: torch.device, crossing: Iterable[tuple[Tensor, Tensor]]) -> Any:
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side = self._streams[device]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for host, staged in crossing:
                 if staged.device == device:
                     host.copy_(staged, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(side)
         return event

@@ -104,9 +104,19 @@ class MemoryWriter:
         self.rows.append((step, value.copy(), tolerance.copy(), status.copy(), spectra.copy()))
 
     def append_tensors(self, step: int, kept: Sequence[Kept]) -> None:
-        """Take the raw tensors of one step."""
+        """Take the raw tensors of one step.
+
+        Args:
+            step: completed optimizer steps, more than at the last call.
+            kept: one for each key.
+
+        Raises:
+            InputError: if the step does not come after the last one, or a tensor is not what was announced.
+        """
         if self.kept and step <= self.kept[-1][0]:
-            raise InputError(f"step {step} does not come after step {self.kept[-1][0]}, which is recorded already.")
+            raise InputError(
+                f"step {step} does not come after step {self.kept[-1][0]}, which is recorded already."
+            )
         check_kept(self.keys, kept)
         own = (one._replace(values=None if one.values is None else one.values.copy()) for one in kept)
         self.kept.append((step, tuple(own)))
@@ -144,7 +154,9 @@ class MemoryWriter:
         codes = [CODES[kept[index].status] for _, kept in self.kept]
         rows = chosen_steps("the record", f"{tensor} of {layer!r}", steps, codes, wanted)
         found = [self.kept[row][1][index] for row in rows]
-        return steps[rows], [tensor_of(one.dtype, one.values.copy()) for one in found if one.values is not None]
+        return steps[rows], [
+            tensor_of(one.dtype, one.values.copy()) for one in found if one.values is not None
+        ]
 
     def log(self, step: int, name: str, value: float) -> None:
         """Take one scalar of the user's own."""

@@ -12,7 +12,9 @@ _NETWORK = frozenset(
         "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "smb2", "smb3", "smbfs", "virtiofs", "wekafs",
     )
 )  # fmt: skip
-_LOCAL_FUSE = frozenset(("fuseblk", "fuse.ntfs-3g", "fuse.overlayfs", "fuse.fuse-overlayfs", "fuse.portal", "fusectl"))  # fmt: skip
+_LOCAL_FUSE = frozenset(
+    ("fuse.ntfs-3g", "fuse.overlayfs", "fuse.fuse-overlayfs", "fuse.portal", "fuse.lxcfs", "fuse.vmhgfs-fuse")
+)
 
 
 def network_filesystem(path: Path, mounts: Path | None = None) -> str | None:

@@ -55,23 +55,29 @@ class Overlay(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
+        """Say that it can be read."""
         return True
 
     def writable(self) -> bool:
+        """Say that it can be written."""
         return True
 
     def seekable(self) -> bool:
+        """Say that it can be read at any place."""
         return True
 
     def tell(self) -> int:
+        """Return the position."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Change the position, and return it."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = base + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, as far as there is something, and return how far."""
         room = memoryview(buffer).cast("B")
         there = max(0, min(len(room), self._size - self._position))
         room = room[:there]
@@ -92,6 +98,7 @@ class Overlay(io.RawIOBase):
         room[count:] = bytes(len(room) - count)
 
     def write(self, data: Any) -> int:
+        """Replace bytes in memory, and return how many."""
         given = memoryview(data).cast("B")
         for number, skip, at, count in _pages(self._position, len(given)):
             page = self._pages.get(number)
@@ -105,6 +112,7 @@ class Overlay(io.RawIOBase):
         return len(given)
 
     def truncate(self, size: int | None = None) -> int:
+        """Forget what lies beyond a size, and return it."""
         self._size = self._position if size is None else size
         self._original = min(self._original, self._size)
         for number in [n for n in self._pages if n * _PAGE >= self._size]:
@@ -131,7 +139,15 @@ class Overlay(io.RawIOBase):
 
 
 def _pages(start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield, for each page that a stretch touches: its number, bytes skipped there, bytes before it, bytes in it."""
+    """Cut a stretch of a file along its pages.
+
+    Args:
+        start: where it begins.
+        count: how long it is.
+
+    Yields:
+        For each page that it touches: its number, bytes skipped there, bytes before it, bytes in it.
+    """
     done = 0
     while done < count:
         number, skip = divmod(start + done, _PAGE)

@@ -167,7 +167,18 @@ def _opened(path: Path) -> Any:
 
 
 def _undisturbed(path: Path, act: Callable[[], T]) -> T:
-    """Act on a file that nobody else has open; wait a little for those who only look."""
+    """Act on a file that nobody else has open; wait a little for those who only look.
+
+    Args:
+        path: the file.
+        act: fails with `BlockingIOError` where somebody has it open.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        RunFileError: if somebody has the file open, and keeps it open.
+    """
     for _ in range(_LOOKS):
         try:
             return act()

@@ -12,9 +12,16 @@ import numpy.typing as npt
 from zanalysis.errors import InputError
 from zanalysis.runfile.opening import ask
 from zanalysis.runfile.schema import Committed, Series, SpectrumKey
-from zanalysis.runfile.tensor_layout import tensor_keys
-from zanalysis.runfile.tensor_reader import RecordedTensor, TensorSeries, described, stacked, tensor_at, tensors_at
 from zanalysis.runfile.tables import Spectra, event_table, logged_table, overhead_table, scalar_table
+from zanalysis.runfile.tensor_layout import tensor_keys
+from zanalysis.runfile.tensor_reader import (
+    RecordedTensor,
+    TensorSeries,
+    described,
+    stacked,
+    tensor_at,
+    tensors_at,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,12 +161,14 @@ class Run:
         """The recorded steps, of numbers or raw tensors, `[T]`, increasing."""
 
         def recorded(file: Any, done: Committed) -> npt.NDArray[np.int64]:
-            numbers = _first(file["scalars/step"], done.steps)
-            if "tensors" not in file:
-                return numbers
-            return np.union1d(numbers, _first(file["tensors/step"], int(file["tensors/committed"][0])))
+            steps: npt.NDArray[np.int64] = _first(file["scalars/step"], done.steps)
+            if "tensors" in file:
+                raw = _first(file["tensors/step"], int(file["tensors/committed"][0]))
+                steps = np.union1d(steps, raw)
+            return steps
 
-        return ask(self.path, recorded)
+        steps: npt.NDArray[np.int64] = ask(self.path, recorded)
+        return steps
 
     @property
     def layers(self) -> list[str]:
@@ -211,7 +220,10 @@ class Run:
         """
         name = str(self.path)
         return stacked(
-            name, layer, tensor, lambda: ask(self.path, lambda file, _: tensors_at(file, name, layer, tensor, steps))
+            name,
+            layer,
+            tensor,
+            lambda: ask(self.path, lambda file, _: tensors_at(file, name, layer, tensor, steps)),
         )
 
 

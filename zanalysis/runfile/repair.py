@@ -87,6 +87,11 @@ def check_mendable(path: Path) -> Superblock:
     superblock = read_superblock(path)
     if superblock is None:
         raise RunFileError(f"{path} is not a run file, or its first bytes are damaged; nothing was changed.")
+    _check_whole(path, superblock)
+    return superblock
+
+
+def _check_whole(path: Path, superblock: Superblock) -> None:
     size = path.stat().st_size
     if size < superblock.end:
         raise RunFileError(f"{path} is truncated ({size} of {superblock.end} bytes); restore it from a copy.")
@@ -103,4 +108,3 @@ def check_mendable(path: Path) -> Superblock:
         raise RunFileError(f"{path} is damaged ({error}); restore it from a copy.") from error
     if size < needed:
         raise RunFileError(f"{path} is truncated ({size} of {needed} bytes); restore it from a copy.")
-    return superblock

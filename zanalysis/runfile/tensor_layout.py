@@ -148,8 +148,8 @@ def tensor_keys(file: Any) -> tuple[TensorKey, ...]:
     words = zip(*(group[field].asstr()[:] for field in ("layer", "tensor", "dtype")), strict=True)
     varying = set(group["varying"][:].tolist()) if "varying" in group else set()
     return tuple(
-        TensorKey(*row, None if index in varying else group[f"data/{index}"].shape[1:])
-        for index, row in enumerate(words)
+        TensorKey(layer, tensor, dtype, None if index in varying else group[f"data/{index}"].shape[1:])
+        for index, (layer, tensor, dtype) in enumerate(words)
     )
 
 

@@ -15,7 +15,17 @@ from zanalysis.runfile.tensor_layout import tensor_keys
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RecordedTensor", "TensorSeries", "chosen_steps", "described", "row_of", "stacked", "tensor_at", "tensors_at"]
+__all__ = [
+    "RecordedTensor",
+    "TensorSeries",
+    "chosen_steps",
+    "described",
+    "row_of",
+    "stacked",
+    "summary",
+    "tensor_at",
+    "tensors_at",
+]
 
 Steps = npt.NDArray[np.int64]
 
@@ -189,7 +199,9 @@ def chosen_steps(name: str, what: str, steps: Steps, codes: Any, wanted: Sequenc
 def _what_there_is(steps: Steps, wanted: int) -> str:
     if not len(steps):
         return "no step of it was recorded"
-    near = np.unique(np.clip([np.searchsorted(steps, wanted) - 1, np.searchsorted(steps, wanted)], 0, len(steps) - 1))
+    near = np.unique(
+        np.clip([np.searchsorted(steps, wanted) - 1, np.searchsorted(steps, wanted)], 0, len(steps) - 1)
+    )
     nearest = " and ".join(str(steps[i]) for i in near)
     return f"the nearest of its {len(steps)} steps, {steps[0]} to {steps[-1]}, are {nearest}"
 

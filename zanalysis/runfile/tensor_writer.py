@@ -37,7 +37,9 @@ def check_kept(keys: Sequence[TensorKey], kept: Sequence[Kept]) -> None:
         if values is None:
             continue
         if dtype not in DTYPES or DTYPES[dtype] != values.dtype or (key.dtype and key.dtype != dtype):
-            raise InputError(f"{name} is {dtype}, stored as {values.dtype}; expected {key.dtype or 'another dtype'}.")
+            raise InputError(
+                f"{name} is {dtype}, stored as {values.dtype}; expected {key.dtype or 'another dtype'}."
+            )
         if key.shape is not None and values.shape != key.shape:
             raise InputError(f"{name} has shape {list(values.shape)}, expected {list(key.shape)}.")
         if values.ndim > MOST_DIMENSIONS:
@@ -63,7 +65,9 @@ class TensorWriter:
         self._keys = tuple(keys)
         self._data = [group[f"data/{index}"] for index in range(len(keys))]
         self._direct = [data.compression is None and sys.byteorder == "little" for data in self._data]
-        self._columns = {row: column for column, row in enumerate(i for i, k in enumerate(keys) if k.shape is None)}
+        self._columns = {
+            row: column for column, row in enumerate(i for i, k in enumerate(keys) if k.shape is None)
+        }
         self._committed, self.dropped = group["committed"][:].tolist()
         self._told = self.dropped
         self._ends = flat_ends(group, self._committed) if self._columns else []
@@ -83,7 +87,9 @@ class TensorWriter:
             InputError: if the step does not come after the last one, or a tensor is not what was announced.
         """
         if step <= self.last_step:
-            raise InputError(f"step {step} does not come after step {self.last_step}, which is recorded already.")
+            raise InputError(
+                f"step {step} does not come after step {self.last_step}, which is recorded already."
+            )
         check_kept(self._keys, kept)
         row = self._committed + len(self._pending)
         extents = np.zeros((len(self._columns), EXTENT), np.int64)
@@ -146,7 +152,10 @@ class TensorWriter:
                 if index in self._touched:
                     data.flush()
             steps, codes, extents = zip(*self._pending, strict=True)
-            columns: dict[str, npt.NDArray[Any]] = {"step": np.array(steps, np.int64), "status": np.stack(codes)}
+            columns: dict[str, npt.NDArray[Any]] = {
+                "step": np.array(steps, np.int64),
+                "status": np.stack(codes),
+            }
             if self._columns:
                 columns["extent"] = np.stack(extents)
             for name, values in columns.items():

@@ -115,9 +115,7 @@ class RunWriter:
         self.network = network_filesystem(self.path)
         self._lock = acquire(self.path)
         self.resumed = mode == "a" and self.path.exists()
-        contents = Contents(
-            series, spectra, k, dict(attributes or {}), initial, tuple(tensors), compression
-        )
+        contents = Contents(series, spectra, k, dict(attributes or {}), initial, tuple(tensors), compression)
         try:
             if self.resumed:
                 self._file, self.before = take_up(self.path, contents, start)
