@@ -18,7 +18,8 @@ from typing import Any, BinaryIO, TypeVar
 import h5py
 
 from zanalysis.errors import RunFileError, ZAnalysisError
-from zanalysis.runfile.overlay import Overlay, pending
+from zanalysis.runfile.change_journal import pending
+from zanalysis.runfile.overlay import Overlay
 from zanalysis.runfile.schema import FORMAT, SCHEMA_VERSION, Committed
 from zanalysis.runfile.superblock import (
     SIGNATURE,

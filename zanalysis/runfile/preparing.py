@@ -19,8 +19,9 @@ import h5py
 import numpy as np
 
 from zanalysis.errors import RunFileError
+from zanalysis.runfile.change_journal import apply, journal_of, recover, write_journal
 from zanalysis.runfile.layout import check_same, lay_out, lay_out_initial, same_initial
-from zanalysis.runfile.overlay import Overlay, apply, journal_of, recover, write_journal
+from zanalysis.runfile.overlay import Overlay
 from zanalysis.runfile.repair import check_mendable
 from zanalysis.runfile.schema import SCHEMA_VERSION, Committed, Initial, Series, SpectrumKey, TensorKey
 from zanalysis.runfile.superblock import SUPERBLOCK_BYTES, without_marks

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from zanalysis.errors import RunFileError
+from zanalysis.runfile.change_journal import recover
 from zanalysis.runfile.lock import held
 from zanalysis.runfile.opening import unmarked
-from zanalysis.runfile.overlay import recover
 from zanalysis.runfile.schema import FORMAT
 from zanalysis.runfile.superblock import (
     SUPERBLOCK_BYTES,
