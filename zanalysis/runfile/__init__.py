@@ -103,6 +103,7 @@ How large a file will be says `predicted_size`.
 
 from zanalysis.runfile.memory import MemoryWriter, Writer
 from zanalysis.runfile.schema import Initial, Kept, Series, SpectrumKey, TensorKey
+from zanalysis.runfile.size import predicted_size
 from zanalysis.runfile.writer import RunWriter
 
 __all__ = [
@@ -114,4 +115,5 @@ __all__ = [
     "SpectrumKey",
     "TensorKey",
     "Writer",
+    "predicted_size",
 ]

@@ -77,9 +77,9 @@ def lay_out(
     dataset("logged/name", np.empty(0, np.int32), "row of names")
     dataset("logged/value", np.empty(0, np.float64), "the user's own scalar")
     dataset(
-        "logged/names", np.empty(0, h5py.string_dtype("utf-8", NAME_BYTES)), "names of the user's scalars", 64
+        "logged/names", np.empty(0, h5py.string_dtype("utf-8", NAME_BYTES)), "names of the user's scalars", 16
     )
-    dataset("events", np.empty(0, EVENT), "what went wrong or deserves to be known", 64)
+    dataset("events", np.empty(0, EVENT), "what went wrong or deserves to be known", 16)
     dataset("overhead/part", strings(list(OVERHEAD_PARTS)), "where the time went")
     dataset("overhead/seconds", np.zeros(len(OVERHEAD_PARTS)), "seconds spent inside the training loop")
     dataset("overhead/elapsed", np.zeros(1), "seconds since the tracker was attached")
@@ -93,7 +93,7 @@ def _dataset(file: Any, name: str, data: npt.NDArray[Any], what: str, chunk: int
         name,
         data=data,
         maxshape=(None, *(n or None for n in data.shape[1:])),
-        chunks=(chunk or chunk_rows(row), *(max(1, n) for n in data.shape[1:])),
+        chunks=(chunk or len(data) or chunk_rows(row), *(max(1, n) for n in data.shape[1:])),
     )
     made.attrs["description"] = what
     return made

@@ -203,6 +203,6 @@ def chunk_rows(row_bytes: int) -> int:
         row_bytes: size of one row.
 
     Returns:
-        At least 1, at most 1,024.
+        At least 1, at most 512.
     """
-    return max(1, min(1024, _CHUNK_BYTES // max(1, row_bytes)))
+    return max(1, min(512, _CHUNK_BYTES // max(1, row_bytes)))
