@@ -142,7 +142,7 @@ class MemoryWriter:
         self, layer: str, tensor: str = "weight", steps: Sequence[int] | None = None
     ) -> TensorSeries:
         """Return one raw tensor over the steps, as `zanalysis.runfile.reader.Run.tensor_over_time` does."""
-        return stacked("the record", layer, tensor, lambda: self._at(layer, tensor, steps))
+        return stacked(*self._at(layer, tensor, steps))
 
     def tensor(self, layer: str, tensor: str = "weight", step: int = 0) -> "Tensor":
         """Return one raw tensor, as `zanalysis.runfile.reader.Run.tensor` does."""

@@ -164,6 +164,11 @@ class Overlay(io.RawIOBase):
         Returns:
             The change.
         """
+        # Where it was cut and has grown again there are zeros, though nothing was written.
+        for number in range(self._original // PAGE, -(-self._size // PAGE)):
+            if number not in self._pages:
+                self._pages[number] = page = bytearray(PAGE)
+                self._underlying(number * PAGE, memoryview(page))
         pages, before = {}, {}
         for number, page in sorted(self._pages.items()):
             new = bytes(page[: self._size - number * PAGE])

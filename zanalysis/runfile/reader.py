@@ -213,18 +213,14 @@ class Run:
             steps: recorded steps; None for all.
 
         Returns:
-            `.steps` `[T]` and `.values` `[T, *shape]`, in the dtype they were stored in, on the CPU.
+            `.steps` `[T]` and `.values` `[T, *shape]`, in the dtype they were stored in, on the CPU; a list of T
+            tensors where their shapes differ.
 
         Raises:
-            InputError: if it was not recorded, not at one of the steps, or its shape differs between them.
+            InputError: if it was not recorded, or not at one of the steps.
         """
         name = str(self.path)
-        return stacked(
-            name,
-            layer,
-            tensor,
-            lambda: ask(self.path, lambda file, _: tensors_at(file, name, layer, tensor, steps)),
-        )
+        return stacked(*ask(self.path, lambda file, _: tensors_at(file, name, layer, tensor, steps)))
 
 
 def _described(

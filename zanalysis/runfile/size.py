@@ -64,7 +64,9 @@ def predicted_size(
         file.flush()
         size: int = file.id.get_filesize()
         rows = {"scalars/step": steps, "logged/names": names, "events": events}
-        rows |= dict.fromkeys(("scalars/value", "scalars/tolerance", "scalars/status"), steps if series else 0)
+        rows |= dict.fromkeys(
+            ("scalars/value", "scalars/tolerance", "scalars/status"), steps if series else 0
+        )
         rows |= dict.fromkeys(("logged/step", "logged/name", "logged/value"), logged)
         if spectra:
             rows["spectra/value"] = steps
@@ -72,7 +74,9 @@ def predicted_size(
             rows |= dict.fromkeys(("tensors/step", "tensors/status", "tensors/extent"), tensor_steps)
         varying = sum(key.shape is None for key in tensors)
         for index, key in enumerate(tensors):
-            rows[f"tensors/data/{index}"] = ceil(varying_bytes / varying) if key.shape is None else tensor_steps
+            rows[f"tensors/data/{index}"] = (
+                ceil(varying_bytes / varying) if key.shape is None else tensor_steps
+            )
         return size + sum(_grown(file[name], count) for name, count in rows.items() if name in file)
 
 
@@ -80,7 +84,8 @@ def _grown(dataset: Any, rows: int) -> int:
     chunk = dataset.chunks
     parts = prod(ceil(n / c) for n, c in zip(dataset.shape[1:], chunk[1:], strict=True))
     count = ceil(rows / chunk[0]) * parts
-    return count * prod(chunk) * int(dataset.dtype.itemsize) + _index(count)
+    size: int = count * prod(chunk) * dataset.dtype.itemsize
+    return size + _index(count)
 
 
 def _index(chunks: int) -> int:

@@ -1,6 +1,6 @@
 """Reading raw tensors back, from a file or from memory, in the dtype they were stored in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -53,11 +53,12 @@ class TensorSeries(NamedTuple):
 
     Attributes:
         steps: `[T]`, completed optimizer steps.
-        values: `[T, *shape]`, in the dtype it was stored in, on the CPU.
+        values: `[T, *shape]`, in the dtype it was stored in, on the CPU; a list of T tensors where their shapes or
+            dtypes differ.
     """
 
     steps: Steps
-    values: "Tensor"
+    values: "Tensor | list[Tensor]"
 
 
 class _Rows(NamedTuple):
@@ -278,31 +279,18 @@ def tensor_at(file: Any, name: str, layer: str, tensor: str, step: int) -> "Tens
     return tensors_at(file, name, layer, tensor, [step])[1][0]
 
 
-def stacked(
-    name: str, layer: str, tensor: str, read: "Callable[[], tuple[Steps, list[Tensor] | Tensor]]"
-) -> TensorSeries:
-    """Return one raw tensor over the steps, in one.
+def stacked(steps: Steps, values: "list[Tensor] | Tensor") -> TensorSeries:
+    """Return one raw tensor over the steps, in one where that is possible.
 
     Args:
-        name: of the run, for errors.
-        layer: its layer.
-        tensor: which of the layer's tensors.
-        read: gives what `tensors_at` returns.
+        steps: `[T]`.
+        values: what `tensors_at` returns.
 
     Returns:
         Steps and values.
-
-    Raises:
-        InputError: if its shape or dtype differs between steps.
     """
     import torch
 
-    steps, values = read()
-    if isinstance(values, torch.Tensor):
-        return TensorSeries(steps, values)
-    if len({(tuple(one.shape), one.dtype) for one in values}) > 1:
-        raise InputError(
-            f"{name} has {tensor} of {layer!r} in several shapes or dtypes, which cannot be stacked; choose steps=…, "
-            "or read them one by one with tensor()."
-        )
-    return TensorSeries(steps, torch.stack(values) if values else torch.empty(0))
+    if isinstance(values, list) and len({(tuple(one.shape), one.dtype) for one in values}) == 1:
+        values = torch.stack(values)
+    return TensorSeries(steps, values)
