@@ -180,12 +180,12 @@ def check_same(
         same = same and file["spectra/value"].shape[2] == k
     else:
         same = same and not spectra
-    # A number means something else in another view, though its columns have the same names.
+    # A number means something else in another view, an activation with other rows, though their names are the same.
     stored = json.loads(file["attributes"][:].tobytes())
-    same = same and stored.get("view") == attributes.get("view")
+    same = same and all(stored.get(key) == attributes.get(key) for key in ("view", "rows"))
     if not same:
         raise RunFileError(
-            f"{path} records other layers, metrics, references, tolerances or another view than this tracker "
+            f"{path} records other layers, metrics, references, tolerances, rows or another view than this tracker "
             "would; attach with the settings it was made with, or choose another name."
         )
 
