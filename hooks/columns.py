@@ -72,10 +72,16 @@ def plans_of(
         ]
         if tensor in tensors and kept:
             plans[tensor] = plan(kept, tuple(references) if tensor == "weight" else (NONE,), tolerance)
-    if not plans:
+    if tuple(references) != (NONE,) and "weight" not in plans:
         raise InputError(
-            f"{' and '.join(map(str, asked))} is no metric of {' or '.join(tensors)}: zero_gradient is one of "
-            "gradients, identity_scale of weights."
+            f"reference = {', '.join(references)} is subtracted from weights, of which there is no metric here; "
+            "leave reference out, or add 'weight' to tensors."
+        )
+    if not plans:
+        names = ", ".join(map(str, asked))
+        raise InputError(
+            f"no number of {' or '.join(tensors)} comes of metrics = {names}: zero_gradient is one of gradients, "
+            "identity_scale of weights; ask for another metric or another tensor."
         )
     return plans
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature
 from typing import Any
@@ -38,7 +38,7 @@ class Layer:
     """
 
     name: str
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     path: str
     attribute: str
     matrices: tuple[str, ...]
@@ -73,7 +73,8 @@ class Layer:
         owner = self.owner
         if not is_parametrized(owner, self.attribute):
             value: Tensor = getattr(owner, self.attribute)
-            return value
+            # Pruning and older parametrizations keep the original under another name.
+            return value if value.is_leaf else getattr(owner, f"{self.attribute}_orig", None)
         originals = owner.parametrizations[self.attribute].parameters(recurse=False)  # type: ignore[index, union-attr]
         return next((p for p in originals if tuple(p.shape) == self.shape), None)
 

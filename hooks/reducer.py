@@ -1,5 +1,6 @@
 """The observer that keeps numbers: it reduces what it is told where it lies, and writes a row for each step."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,9 @@ from hooks.guards import preserved_rng, undisturbed
 from hooks.journal import Journal
 from hooks.layers import Layer
 from hooks.measuring import Measured, groups_of, measure
+from hooks.observer import NOTHING, Observer
 from hooks.schedules import Schedule
-from hooks.taps import NOTHING, Observer, Taps
+from hooks.taps import Taps
 from zanalysis.analyzers.activations import as_samples, layout_of
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import Reference, View
@@ -86,7 +88,7 @@ class Reducer(Observer):
             account: of the time.
             on_record: called with the step and the rows of each record.
         """
-        self.taps: Taps | None = None
+        self._taps: weakref.ref[Taps] | None = None
         self._layers = layers
         self._plans = plans
         self._references = references
@@ -105,8 +107,17 @@ class Reducer(Observer):
 
     def _forget(self) -> None:
         self._held: dict[Place, _Held] = {}
+        self._waiting = 0
         self._measured: dict[Place, Measured] = {}
         self._missing: dict[Place, str] = {}
+
+    def listen_to(self, taps: Taps) -> None:
+        """Learn from taps which modules were called.
+
+        Args:
+            taps: who tells; not kept alive.
+        """
+        self._taps = weakref.ref(taps)
 
     def wants(self, step: int) -> frozenset[str]:
         """Ask the schedule.
@@ -145,27 +156,47 @@ class Reducer(Observer):
         self._take(Place(layer.name, "activation_gradient"), layer, g)
 
     def _take(self, place: Place, layer: Layer, z: Tensor) -> None:
+        self._drop(place)
         with self._account.timed("metrics"):
-            self._held.pop(place, None)
-            samples = samples_of(layer, z)
-            waiting = sum(held.tensor.nbytes for held in self._held.values())
-            if waiting + samples.nbytes <= HELD_BYTES:
-                self._measured.pop(place, None)
-                self._hold(place, layer, samples.clone())
-            else:
-                self._hold(place, layer, samples)
-                self._measure_held(place.tensor, [place])
+            try:
+                samples = samples_of(layer, z)
+                if self._waiting + samples.nbytes <= HELD_BYTES:
+                    # Channels that were moved last are a copy already.
+                    shared = samples.data_ptr() == z.data_ptr()
+                    self._hold(place, layer, samples.clone() if shared else samples)
+                    self._waiting += samples.nbytes
+                else:
+                    self._hold(place, layer, samples)
+                    self._measure_held(place.tensor, [place])
+            except Exception as error:
+                self._missing[place] = "error"
+                text = f"the {place.tensor.replace('_', ' ')} of {layer.name} was not recorded: {error}"
+                self._journal.note(self._step, "error", f"{layer.name}/{place.tensor}", text, layer.name)
 
     def _hold(self, place: Place, layer: Layer, tensor: Tensor) -> None:
-        matrices = layer.matrices if place.tensor == "gradient" else (layer.name,)
         self._held[place] = _Held(
-            layer.name, layer.model, layer.path, layer.attribute, matrices, tuple(tensor.shape), tensor.dtype, tensor
-        )  # fmt: skip
+            layer.name,
+            layer.model,
+            layer.path,
+            layer.attribute,
+            layer.matrices if place.tensor == "gradient" else (layer.name,),
+            tuple(tensor.shape),
+            tensor.dtype,
+            tensor,
+        )
+
+    def _drop(self, place: Place) -> None:
+        # What comes last counts.
+        held = self._held.pop(place, None)
+        if held is not None and place.tensor != "gradient":
+            self._waiting -= held.tensor.nbytes
+        self._measured.pop(place, None)
+        self._missing.pop(place, None)
 
     def gradient(self, layer: Layer, g: Tensor | None, status: str) -> None:
         """Keep the gradient until all that are used together were told."""
         place = Place(layer.name, "gradient")
-        self._measured.pop(place, None)
+        self._drop(place)
         if g is None:
             self._missing[place] = status
         else:
@@ -183,6 +214,10 @@ class Reducer(Observer):
             for group in groups_of(held, view):
                 found = self._measure(group, tensor, self._no_reference, view)
                 self._measured |= {Place(name, tensor): numbers for name, numbers in found.items()}
+
+    def discarded(self) -> None:
+        """Forget the step that was not taken."""
+        self._forget()
 
     def completed(self, step: int) -> None:
         """Measure the weights, and write the row."""
@@ -219,9 +254,10 @@ class Reducer(Observer):
 
     def _absent(self) -> dict[Place, str]:
         # Why there is nothing, where nothing was measured.
-        if self.taps is None:
+        taps = None if self._taps is None else self._taps()
+        if taps is None:
             return dict.fromkeys(self._columns.places, "skipped")
-        called = {layer.name for layer in self._layers if self.taps.called(layer)}
+        called = {layer.name for layer in self._layers if taps.called(layer)}
         words = {}
         for place in self._columns.places:
             if place.tensor == "activation":

@@ -8,87 +8,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hooks.activation_tap import ActivationTap
-from hooks.gradients import gradient_of, parameters_of
+from hooks.activation_tap import ActivationTap, capturing
+from hooks.gradients import Found, gradient_of, parameters_of
 from hooks.layers import Layer
+from hooks.observer import NOTHING, Observer
 from hooks.optimizer_tap import StepTap, unwrapped
 
 __all__ = ["Observer", "Taps", "unwrapped"]
 
-NOTHING: frozenset[str] = frozenset()
-
-
-class Observer:
-    """What taps tell, in the order of one step; a subclass overrides what it wants to hear.
-
-    What it is told it may keep only until it returns. None of its failures reaches the training: they
-    come back to `note`.
-    """
-
-    def wants(self, step: int) -> frozenset[str]:
-        """Say, once and ahead of the step, which tensors are to be told of it; nothing where it is not due.
-
-        Args:
-            step: the step that is about to begin.
-
-        Returns:
-            Some of ``weight``, ``gradient``, ``activation``, ``activation_gradient``.
-        """
-        return NOTHING
-
-    def activation(self, layer: Layer, z: Tensor) -> None:
-        """Take the output of a layer's module, inside the forward: detached, in the module's own layout.
-
-        Args:
-            layer: under whose name.
-            z: the first tensor of the output. What comes next may overwrite it.
-        """
-
-    def activation_gradient(self, layer: Layer, g: Tensor) -> None:
-        """Take the gradient with respect to such an output, inside the backward: detached.
-
-        Args:
-            layer: under whose name.
-            g: of the shape of the output.
-        """
-
-    def gradient(self, layer: Layer, g: Tensor | None, status: str) -> None:
-        """Take the gradient that the optimizer is about to use: accumulated, unscaled, clipped.
-
-        A step that a fused optimizer skips under a scaler is told too, and once more when it is taken.
-
-        Args:
-            layer: whose.
-            g: in the layout of `Layer.read`; None where there is none.
-            status: ``ok``; else ``no_gradient`` (frozen), ``unused`` (no part in the loss), ``skipped``.
-        """
-
-    def gradients_told(self) -> None:
-        """Take note that every gradient of one optimizer's step was told: it changes the weights next."""
-
-    def completed(self, step: int) -> None:
-        """Take note that a step that was due is complete; weights are to be read now.
-
-        Args:
-            step: how many are complete.
-        """
-
-    def note(self, step: int, kind: str, what: str, text: str, layer: str = "") -> None:
-        """Take note of a failure or of something that is to be said; it must not raise.
-
-        Args:
-            step: how many steps are complete.
-            kind: a word.
-            what: what it is identified by: it is said once.
-            text: a sentence.
-            layer: the layer concerned.
-        """
+CAPTURED = (
+    "an optimizer step is being captured in a CUDA graph, whose replays call no hooks: call tracker.step() after "
+    "each replay; weights and gradients are then recorded, activations are not"
+)
+UNSEEN = (
+    "no output of {names} was seen at step {step}, though the weight has a gradient: its module was compiled before "
+    "the tracker was attached or with fullgraph=True, or lends its weight without being called"
+)
 
 
 class Taps:
     """Everything installed on a model and its optimizers. Counts the steps. Leaves no trace when removed.
 
     Attributes:
+        model: the model.
         step: completed optimizer steps. The first optimizer counts them.
     """
 
@@ -111,12 +53,12 @@ class Taps:
             tensors: everything that the observer will ever want.
             start: steps completed before.
         """
+        self.model = model
         self.step = start
         self._layers = list(layers)
         self._observer = observer
         self._tensors = frozenset(tensors)
         self._optimizers = tuple(optimizers)
-        self._model = model
         self._due = NOTHING
         self._open = True
         self._told: set[str] = set()
@@ -127,9 +69,10 @@ class Taps:
             if self._tensors & {"activation", "activation_gradient"}:
                 self._activations = ActivationTap(
                     layers,
-                    self._guarded(observer.activation),
-                    self._guarded(observer.activation_gradient),
+                    torch.no_grad()(observer.activation),
+                    torch.no_grad()(observer.activation_gradient),
                     self._note,
+                    self._guarded,
                 )
                 undo.callback(self._activations.remove)
             self._installed = undo.pop_all()
@@ -159,10 +102,9 @@ class Taps:
         self._installed.close()
 
     def _is_due(self) -> bool:
-        return bool(self._due)
+        return bool(self._due) and not capturing()
 
     def _ready(self, optimizer: Optimizer) -> None:
-        # The gradients are what this optimizer will use.
         first = optimizer is self._optimizers[0]
         if "gradient" in self._due:
             self._guarded(self._tell_of)(optimizer, first)
@@ -172,20 +114,24 @@ class Taps:
 
     def _tell_of(self, optimizer: Optimizer, first: bool) -> None:
         own = parameters_of(optimizer)
-        # What no optimizer trains is read when the first one steps.
-        others = set().union(*(parameters_of(one) for one in self._optimizers)) if first else set()
-        chosen = [
-            layer
-            for layer in self._layers
-            if id(layer.trained) in own or (first and id(layer.trained) not in others)
-        ]
-        self._tell(chosen, getattr(optimizer, "grad_scale", None))
+        all_of_them = set().union(*map(parameters_of, self._optimizers))
+
+        def told_here(layer: Layer) -> bool:
+            identity = self._identity(layer)
+            # What no optimizer trains is read when the first one steps.
+            return identity in own or (first and identity not in all_of_them)
+
+        self._tell(list(filter(told_here, self._layers)), getattr(optimizer, "grad_scale", None))
+
+    def _identity(self, layer: Layer) -> int | None:
+        try:
+            return id(layer.trained)
+        except AttributeError:  # it is no longer there
+            return None
 
     def _tell(self, layers: Sequence[Layer], scale: Tensor | None) -> None:
         for layer in layers:
-            found = self._guarded(gradient_of)(layer, scale)
-            if found is None:
-                continue
+            found = self._guarded(gradient_of)(layer, scale) or Found(None, "error")
             if found.remark:
                 self._note("gradient", f"gradient/{layer.name}", found.remark, layer.name)
             self._told.add(layer.name)
@@ -193,14 +139,28 @@ class Taps:
         self._guarded(self._observer.gradients_told)()
 
     def _stepped(self, optimizer: Optimizer) -> None:
-        if optimizer is not self._optimizers[0]:
+        if capturing():
+            self._note("cuda_graph", "captured", CAPTURED, "")
             return
         # A fused optimizer runs its hooks also on the steps that a scaler makes it skip.
-        skipped = getattr(optimizer, "found_inf", None)
-        if skipped is None or not bool(skipped):
+        found_inf = getattr(optimizer, "found_inf", None)
+        skipped = found_inf is not None and bool(found_inf)
+        if optimizer is not self._optimizers[0]:
+            if skipped and "gradient" in self._due:
+                self._guarded(self._take_back)(optimizer)
+        elif not skipped:
             self._complete()
-        elif self._activations is not None:
-            self._activations.begin(self._due)
+        elif self._due:
+            self._told.clear()
+            self._guarded(self._observer.discarded)()
+            if self._activations is not None:
+                self._guarded(self._activations.begin)(self._due)
+
+    def _take_back(self, optimizer: Optimizer) -> None:
+        own = parameters_of(optimizer)
+        for layer in self._layers:
+            if self._identity(layer) in own:
+                self._guarded(self._observer.gradient)(layer, None, "skipped")
 
     def _complete(self) -> None:
         self.step += 1
@@ -208,9 +168,22 @@ class Taps:
             # Nothing that the observer does is told to itself.
             if self._activations is not None:
                 self._activations.listening = False
+                self._guarded(self._say_unseen)(self._activations)
             self._due = NOTHING
-            self._guarded(self._observer.completed)(self.step)
+            self._guarded(torch.no_grad()(self._observer.completed))(self.step)
         self._begin()
+
+    def _say_unseen(self, activations: ActivationTap) -> None:
+        # Said rather than silently nothing: the weight was used, the call of its module was not seen.
+        unseen = [
+            layer.name
+            for layer in activations.layers
+            if layer.name not in activations.ever and getattr(layer.trained, "grad", None) is not None
+        ]
+        activations.follow()
+        if unseen and self._due & {"activation", "activation_gradient"}:
+            names = ", ".join(unseen[:3]) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
+            self._note("activation", "unseen", UNSEEN.format(step=self.step, names=names), unseen[0])
 
     def _begin(self) -> None:
         if not self._open:
@@ -222,12 +195,11 @@ class Taps:
             self._guarded(self._activations.begin)(self._due)
 
     def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the call, whose failures go to the observer and not to the training."""
+        # Failures go to the observer, not to the training.
 
         def guarded(*args: Any) -> Any:
             try:
-                with torch.no_grad():
-                    return call(*args)
+                return call(*args)
             except Exception as error:
                 name = getattr(call, "__name__", "tap")
                 self._note("error", name, f"{name} failed at step {self.step}: {error!r}", "")

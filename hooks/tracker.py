@@ -1,4 +1,4 @@
-"""`RankTracker`: reduces the weights where they live, after optimizer steps, and keeps the numbers."""
+"""`RankTracker`: reduces weights, gradients and activations where they live, and keeps the numbers."""
 
 import os
 import weakref
@@ -34,13 +34,26 @@ __all__ = ["RankTracker"]
 
 
 class RankTracker:
-    """Follow the rank of a model's weights through its training.
+    """Follow the rank of a model's weights, gradients and activations through its training.
 
     Attached to an optimizer, it finds the end of each step by itself. It changes nothing: weights,
     buffers, optimizer state and random number generators are bit for bit what they would be without
     it. After construction, none of its failures reaches the training loop.
 
-    Step k is the state after k completed optimizer steps; step 0 is always recorded.
+    Step k is the state after k completed optimizer steps: the weights after update k, and the gradients
+    and activations that produced it. Step 0 is always recorded; of the others there are none yet, and
+    their status is ``skipped``.
+
+    - A gradient is what the optimizer uses: summed over micro-batches, clipped, without a scaler's factor;
+      of several evaluations of a closure that of the first. Without one the status says why:
+      ``no_gradient`` of a frozen parameter, ``unused`` of one that had no part in the loss, ``skipped``
+      where its optimizer made no step.
+    - An activation is the output of the module that owns the weight, `[samples, features]`, and has the
+      layer's name; of several micro-batches, or calls in one forward, the last. A forward counts if
+      gradients are enabled. ``unused``: the module was not called; ``no_gradient``, of the gradient of an
+      activation: no backward reached it.
+    - The metrics, spectra and tolerances are those of weights. References apply to weights alone, as does
+      `identity_scale`; `zero_gradient`, 1 where a gradient is exactly zero, is one of gradients.
 
     Example:
         >>> model = torch.nn.Linear(4, 3)
@@ -86,10 +99,10 @@ class RankTracker:
             path: the run file; None keeps the record in memory.
             schedule: `step -> bool`; `every(50)` if None.
             layers: names, globs, compiled regular expressions or predicates; None for every weight.
-            tensors: which tensors of a layer; this version follows ``"weight"``.
+            tensors: some of ``"weight"``, ``"gradient"``, ``"activation"``, ``"activation_gradient"``.
             metrics: names, or functions `matrix -> number`, which are given the matrix in the dtype it
                 is stored in and are named by their ``__name__``.
-            reference: what is subtracted: None, ``"init"``, ``"identity"``, a tensor, a mapping from
+            reference: what is subtracted from a weight: None, ``"init"``, ``"identity"``, a tensor, a mapping from
                 layer names to tensors, or a list of these.
             tolerance: ``"default"``, ``"numpy"``, ``"rounding"``, an absolute number, or a list.
             view: how a kernel becomes a matrix.
@@ -185,7 +198,7 @@ class RankTracker:
             if start == 0 or reducer.due(start):
                 reducer.record(start)
             self._taps = Taps(model, optimizers, chosen, reducer, plans, start)
-            reducer.taps = self._taps
+            reducer.listen_to(self._taps)
             self._reducer = reducer
             undo.pop_all()
         # Runs at the latest when the interpreter ends. What is installed outlives a tracker that nobody kept.

@@ -21,6 +21,8 @@ _CHANNELS_FIRST = (
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
 )
+# Whatever the number of dimensions: attention over images puts [batch, height, width, features] into these.
+_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RNNBase, nn.MultiheadAttention)
 
 
 def as_samples(z: Tensor, layout: Layout = "auto") -> Tensor:
@@ -59,7 +61,10 @@ def as_samples(z: Tensor, layout: Layout = "auto") -> Tensor:
 
 
 def layout_of(module: nn.Module, layout: Layout) -> Layout:
-    """Settle `"auto"` by the kind of module, where that tells: convolutions, normalization and pooling.
+    """Settle `"auto"` by the kind of module, where that tells.
+
+    Convolutions, batch normalization and pooling put channels first; linear, embedding, recurrent and
+    attention layers and layer normalization put them last.
 
     Args:
         module: the module whose output it is.
@@ -69,7 +74,11 @@ def layout_of(module: nn.Module, layout: Layout) -> Layout:
         The layout; `"auto"` still where only the number of dimensions can tell.
     """
     # A linear layer feeds [batch, features] to BatchNorm1d: channels first is right there too.
-    return "channels_first" if layout == "auto" and isinstance(module, _CHANNELS_FIRST) else layout
+    if layout != "auto":
+        return layout
+    if isinstance(module, _CHANNELS_LAST):
+        return "channels_last"
+    return "channels_first" if isinstance(module, _CHANNELS_FIRST) else layout
 
 
 def inputs(

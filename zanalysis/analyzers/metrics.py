@@ -37,6 +37,11 @@ def _distinct_rows(residual: Residual) -> Tensor:
     return torch.where(residual.defined, torch.stack(counts).reshape(residual.batch_shape), torch.nan)
 
 
+def _zero_gradient(residual: Residual) -> Tensor:
+    # Exactly zero, with no tolerance at all: 1.0 or 0.0.
+    return torch.where(residual.finite, residual.zero.double(), torch.nan)
+
+
 _PLAIN: Mapping[str, Callable[[Residual], Tensor]] = {
     "stable_rank": spectrum.stable_rank_of,
     "effective_rank": spectrum.effective_rank_of,
@@ -46,6 +51,7 @@ _PLAIN: Mapping[str, Callable[[Residual], Tensor]] = {
     "support_rows": lambda residual: spectrum.support_of(residual).rows,
     "support_columns": lambda residual: spectrum.support_of(residual).columns,
     "distinct_rows": _distinct_rows,
+    "zero_gradient": _zero_gradient,
 }
 _WITH_TOLERANCE = {"rank": spectrum.rank_of, "rank_margin": spectrum.rank_margin_of}
 _GROUPS = {"support": ("support_rows", "support_columns")}
