@@ -9,9 +9,10 @@ from torch import Tensor
 from hooks.account import Account
 from hooks.journal import Journal
 from hooks.layers import Layer, tapped_layers
+from hooks.observer import NOTHING, Observer
 from hooks.schedules import Schedule
 from hooks.staging import StagedWriter
-from hooks.taps import NOTHING, Observer, Taps
+from hooks.taps import Taps
 from hooks.transfer import HostCopy, Transfer
 from zanalysis.runfile import Kept, MemoryWriter, TensorKey
 from zanalysis.runfile.bits import bits_of, word_of

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -251,7 +252,13 @@ class StagedWriter:
         _log.warning(
             "recording into %s has stopped, the training goes on: %s. What was flushed is safe.",
             self._writer.path,
-            error,
+            _in_short(error),
         )
         with contextlib.suppress(Exception):
             self._writer.abandon()
+
+
+def _in_short(error: Exception) -> str:
+    # HDF5 tells of addresses and of times; what the operating system said is in the middle of it.
+    said = re.search(r"error message = '([^']*)'", str(error))
+    return said[1] if said else " ".join(str(error).split())

@@ -370,11 +370,12 @@ def test_a_recording_is_resumed_in_the_same_file(tmp_path, mlp, record):
     for other in ({"rows": 3}, {"dtype": torch.float16}, {"tensors": ("weight",)}, {"layers": "0"}):
         with pytest.raises(RunFileError, match="attach with the settings it was made with"):
             Recorder(model, optimizer, tmp_path / "r.h5", mode="a", start=4, **{**settings, **other})
-    record(model, optimizer, tmp_path / "r.h5", mode="a", start=4, **settings)
+    recorder = record(model, optimizer, tmp_path / "r.h5", mode="a", start=4, **settings)
     train(4)
+    assert torch.equal(recorder.tensor("0", step=8), model[0].weight.detach())
     run = open_run(tmp_path / "r.h5")
     assert run.events["text"].tolist() == ["recording goes on from step 4"]
-    assert run.steps.tolist() == [0, 2, 4]  # what is not flushed yet is not there
+    assert run.steps.tolist() == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a recording survives: full disks, folders that vanish, followers, long runs, network file systems."""
 
+import json
 import os
 import resource
 import shutil
@@ -45,12 +46,57 @@ print("trained to the end")
 """
 
 
-def trained(path, kind, steps=3000, before="", during="pass"):
-    """Train in a process of its own; return what it wrote to the standard error."""
-    code = TRAINING.format(path=str(path), kind=kind, steps=steps, before=before, during=during)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "trained to the end\n"), done.stderr
-    return done.stderr
+# A process that imports torch once, and forks one training for each line it reads, which ends as an interpreter
+# does: that is where HDF5 would crash after a failed flush.
+SERVER = """
+import json, os, sys
+import torch
+from hooks import RankTracker, Recorder, every
+torch.set_num_threads(1)
+with RankTracker(torch.nn.Linear(2, 2), schedule=every(1)): pass  # what torch imports late is imported now
+for line in sys.stdin:
+    code, out, err = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for name, number in ((out, 1), (err, 2)):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), number)
+        exec(code)
+        sys.exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+    yield process
+    process.stdin.close()
+    process.wait(timeout=20)
+    process.stdout.close()
+
+
+@pytest.fixture
+def trained(server, tmp_path_factory):
+    """Train in a process of its own, to the end; return what it wrote to the standard error."""
+    folder = tmp_path_factory.mktemp("said")
+
+    def train(path, kind, steps, before="", during="pass"):
+        code = TRAINING.format(path=str(path), kind=kind, steps=steps, before=before, during=during)
+        out, err = folder / "out", folder / "err"
+        server.stdin.write(json.dumps([code, str(out), str(err)]) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        assert (status, out.read_text()) == (0, "trained to the end\n"), err.read_text()
+        return err.read_text()
+
+    return train
 
 
 def check_prefix(path, kind):
@@ -76,14 +122,15 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
 """
 
 
-@pytest.mark.parametrize("kind", ["raw", "numbers"])
-def test_a_full_disk_costs_the_rest_of_the_record_and_nothing_else(tmp_path, kind):
-    said = trained(tmp_path / "run.h5", kind, steps=3000 if kind == "raw" else 20_000, before=FULL)
-    assert said.count("has stopped, the training goes on") == 1
-    assert said.count("\n") == 1
-    assert check_prefix(tmp_path / "run.h5", kind) > 100
-    assert repair(tmp_path / "run.h5") is True
-    check_prefix(tmp_path / "run.h5", kind)
+def test_a_full_disk_costs_the_rest_of_the_record_and_nothing_else(tmp_path, trained):
+    path = tmp_path / "run.h5"
+    said = trained(path, "raw", 600, before=FULL)
+    assert said == (
+        f"recording into {path} has stopped, the training goes on: File too large. What was flushed is safe.\n"
+    )
+    assert check_prefix(path, "raw") > 100
+    assert repair(path) is True
+    check_prefix(path, "raw")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.h5"]
 
 
@@ -102,16 +149,20 @@ def small_disk(tmp_path):
     subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.parametrize("kind", ["raw", "numbers"])
-def test_a_small_file_system_that_fills_up_is_survived(small_disk, kind):
-    said = trained(small_disk / "run.h5", kind, steps=2000 if kind == "raw" else 30_000)
-    assert said.count("has stopped, the training goes on") == 1
+@pytest.mark.parametrize("kind", ["raw", pytest.param("numbers", marks=pytest.mark.slow)])
+def test_a_small_file_system_that_fills_up_is_survived(small_disk, trained, kind):
+    said = trained(small_disk / "run.h5", kind, 600 if kind == "raw" else 30_000)
+    assert said.endswith("the training goes on: No space left on device. What was flushed is safe.\n")
+    assert said.count("\n") == 1
     assert check_prefix(small_disk / "run.h5", kind) > 100
 
 
-@pytest.mark.parametrize("kind", ["raw", "numbers"])
-@pytest.mark.parametrize("what", ["removed", "replaced", "unwritable"])
-def test_a_folder_that_vanishes_and_a_file_that_may_not_be_written_are_survived(tmp_path, kind, what):
+@pytest.mark.parametrize(
+    ("what", "kind"), [("removed", "raw"), ("removed", "numbers"), ("replaced", "raw"), ("unwritable", "raw")]
+)
+def test_a_folder_that_vanishes_and_a_file_that_may_not_be_written_are_survived(
+    tmp_path, trained, what, kind
+):
     path = tmp_path / "folder" / "run.h5"
     path.parent.mkdir()
     act = {
@@ -119,11 +170,11 @@ def test_a_folder_that_vanishes_and_a_file_that_may_not_be_written_are_survived(
         "replaced": "os.replace(path, path + '.old'); open(path, 'wb').write(b'mine')",
         "unwritable": "os.chmod(path, 0o400); os.chmod(os.path.dirname(path), 0o500)",
     }[what]
-    said = trained(path, kind, 400, during=f"(time.sleep(0.1), exec({act!r})) if step == 200 else None")
+    said = trained(path, kind, 100, during=f"(time.sleep(0.1), exec({act!r})) if step == 50 else None")
     Path(path.parent).chmod(0o700) if path.parent.exists() else None
     if what == "unwritable":  # it was open already: nothing is lost
         assert said == ""
-        assert check_prefix(path, kind) == 401
+        assert check_prefix(path, kind) == 101
     else:
         assert said.count("has stopped, the training goes on") == 1
         assert said.count("\n") == 1
@@ -156,11 +207,8 @@ def test_a_reader_in_another_process_never_sees_part_of_a_step(tmp_path, seconds
             assert all(np.array_equal(steps["0"], other) for other in steps.values())
             if last:
                 assert bool((run.tensor("0", step=last) == last).all())
-                assert (
-                    bool((run.tensor("0", step=last // 2) == last // 2 or last < 2).all())
-                    if last > 1
-                    else True
-                )
+                if last > 1:
+                    assert bool((run.tensor("0", step=last // 2) == last // 2).all())
             assert run.steps.tolist()[:1] in ([], [0])
             looks.append(last)
         assert child.poll() is None
@@ -219,8 +267,9 @@ def test_ten_thousand_steps_of_fifty_layers(tmp_path, kind, capsys):
     rows = len(run.table()) if kind == "numbers" else len(run.tensor_over_time("layers.7").values)
     took = time.perf_counter() - began
     with capsys.disabled():
-        print(
-            f"\n{kind}: {grown / 1e6:+.1f} MB over 9,000 steps; {size} bytes, predicted {expected}; read in {took:.2f} s"
+        sys.stdout.write(
+            f"\n{kind}: {grown / 1e6:+.1f} MB over 9,000 steps; {size} bytes, predicted {expected}; "
+            f"read in {took:.2f} s\n"
         )
     assert rows == (100 * 10_001 if kind == "numbers" else 10_001)
     assert grown < 16e6

@@ -212,7 +212,14 @@ def info(run: Annotated[Path, typer.Argument(help="a run file")]) -> None:
 
 
 def _raw_tensors(opened: "Run") -> dict[str, str]:
-    """Say which raw tensors a run holds, in a line for each kind; nothing where there are none."""
+    """Say which raw tensors a run holds.
+
+    Args:
+        opened: the run.
+
+    Returns:
+        A line for each kind; nothing where there are none.
+    """
     recorded = opened.tensors
     facts = {}
     for kind in dict.fromkeys(one.tensor for one in recorded):
