@@ -104,18 +104,19 @@ class Attachment:
     _taps: Taps
     _journal: Journal
     _account: Account
-    _finalizer: "weakref.finalize[[], Any]"
+    _finalizer: "weakref.finalize[[Journal, Account], Any]"
     _open = True
 
-    def _live(self, taps: Taps) -> None:
+    def _live(self, taps: Taps, complete: Callable[[Journal, Account], None] | None = None) -> None:
         """Begin.
 
         Args:
             taps: what is installed.
+            complete: writes the last of the record and closes it; the account and no more, if None.
         """
         self._taps = taps
         # Runs at the latest when the interpreter ends; it must not keep this alive.
-        self._finalizer = weakref.finalize(self, self._journal.close)
+        self._finalizer = weakref.finalize(self, complete or _complete, self._journal, self._account)
 
     def step(self) -> None:
         """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
@@ -142,8 +143,11 @@ class Attachment:
             return
         self._open = False
         self._taps.remove()
-        self._journal.overhead(self._account)
+        self._detached()
         self._finalizer()
+
+    def _detached(self) -> None:
+        """Let go of what only a training in progress needs."""
 
     def __enter__(self) -> Self:
         return self
@@ -155,3 +159,8 @@ class Attachment:
             text = f"the loop was left by {kind.__name__}: {error}"
             self._journal.event(self._taps.step, "exception", text)
         self.close()
+
+
+def _complete(journal: Journal, account: Account) -> None:
+    journal.overhead(account)
+    journal.close()

@@ -29,7 +29,8 @@ Root attributes
     and what the user added.
     ``resumed`` is a list with one object for each time the run was resumed: ``start``, the step from
     which it applies, and what may be otherwise from there on: ``model``, ``layers`` (how they started
-    then), ``optimizers``, ``schedule``, ``torch_seed``, ``versions``, ``user``. A run resumed at or
+    then), ``optimizers``, ``schedule``, ``probe``, ``jacobian``, ``budget``, ``torch_seed``, ``versions``,
+    ``user``. A run resumed at or
     before its own start keeps no rows: it begins anew, with the new settings.
 
 ``/scalars``  one row for each recorded step, one column for each series
@@ -88,9 +89,9 @@ Root attributes
     What went wrong or deserves to be known; a text too long for its field ends in ``…``.
 
 ``/overhead``
-    ``part``            string `[P]`     ``metrics``, ``writing``
+    ``part``            string `[P]`     the metrics by name, ``writing``, and what else costs time
     ``seconds``         float64 `[P]`    spent inside the training loop, so far
-    ``elapsed``         float64 `[1]`    seconds since the tracker was attached
+    ``elapsed``         float64 `[1]`    seconds since the tracker was attached, or the run was resumed
 
 A flush writes and flushes dataset by dataset, ``/committed`` last. A file that was killed keeps its
 consistency flags; `repair` clears them, so that plain HDF5 tools open it again. A file is prepared

@@ -14,7 +14,6 @@ from zanalysis.runfile.schema import (
     EVENT,
     FORMAT,
     NAME_BYTES,
-    OVERHEAD_PARTS,
     SCHEMA_VERSION,
     STATUSES,
     Initial,
@@ -25,11 +24,16 @@ from zanalysis.runfile.schema import (
     strings,
 )
 
-__all__ = ["check_same", "lay_out", "lay_out_initial", "same_initial"]
+__all__ = ["check_same", "lay_out", "lay_out_initial", "lay_out_overhead", "same_initial"]
 
 
 def lay_out(
-    file: Any, series: Sequence[Series], spectra: Sequence[SpectrumKey], k: int, attributes: dict[str, Any]
+    file: Any,
+    series: Sequence[Series],
+    spectra: Sequence[SpectrumKey],
+    k: int,
+    attributes: dict[str, Any],
+    parts: Sequence[str],
 ) -> None:
     """Create every dataset of the schema, empty.
 
@@ -39,6 +43,7 @@ def lay_out(
         spectra: what the rows of the spectra are.
         k: how many singular values a spectrum keeps.
         attributes: facts stored with the run.
+        parts: what the account of the time spent is divided into.
     """
     file.attrs["format"] = FORMAT
     file.attrs["schema_version"] = SCHEMA_VERSION
@@ -80,9 +85,7 @@ def lay_out(
         "logged/names", np.empty(0, h5py.string_dtype("utf-8", NAME_BYTES)), "names of the user's scalars", 16
     )
     dataset("events", np.empty(0, EVENT), "what went wrong or deserves to be known", 16)
-    dataset("overhead/part", strings(list(OVERHEAD_PARTS)), "where the time went")
-    dataset("overhead/seconds", np.zeros(len(OVERHEAD_PARTS)), "seconds spent inside the training loop")
-    dataset("overhead/elapsed", np.zeros(1), "seconds since the tracker was attached")
+    lay_out_overhead(file, parts)
     what = "complete steps, logged scalars, their names, events; bytes of the file by then"
     dataset("committed", np.zeros(5, np.int64), what, 5)
 
@@ -99,6 +102,20 @@ def _dataset(file: Any, name: str, data: npt.NDArray[Any], what: str, chunk: int
     return made
 
 
+def lay_out_overhead(file: Any, parts: Sequence[str]) -> None:
+    """Begin an account of the time spent, in the place of another that may be there.
+
+    Args:
+        file: an open run file, not yet in SWMR mode.
+        parts: what it is divided into.
+    """
+    if "overhead" in file:
+        del file["overhead"]
+    _dataset(file, "overhead/part", strings(list(parts)), "where the time went")
+    _dataset(file, "overhead/seconds", np.zeros(len(parts)), "seconds spent inside the training loop")
+    _dataset(file, "overhead/elapsed", np.zeros(1), "seconds since the tracker was attached")
+
+
 def lay_out_initial(file: Any, initial: Iterable[Initial]) -> None:
     """Store the initial weights, in the place of others that may be there.
 
@@ -109,7 +126,9 @@ def lay_out_initial(file: Any, initial: Iterable[Initial]) -> None:
     if "initial" in file:
         del file["initial"]
     for index, (layer, dtype, values) in enumerate(initial):
-        made = _dataset(file, f"initial/{index}", values, "the weights that the reference init stands for")
+        what = "the weights that the reference init stands for"
+        rows = chunk_rows(values[0].nbytes if len(values) else 1)
+        made = _dataset(file, f"initial/{index}", values, what, rows)
         made.attrs["layer"] = layer
         made.attrs["dtype"] = dtype
 
@@ -182,11 +201,12 @@ def check_same(
         same = same and not spectra
     # A number means something else in another view, an activation with other rows, though their names are the same.
     stored = json.loads(file["attributes"][:].tobytes())
-    same = same and all(stored.get(key) == attributes.get(key) for key in ("view", "rows"))
+    same = same and all(stored.get(key) == attributes.get(key) for key in ("view", "rows", "span_window"))
+    same = same and (stored.get("probe") is None) == (attributes.get("probe") is None)
     if not same:
         raise RunFileError(
-            f"{path} records other layers, metrics, references, tolerances, rows or another view than this tracker "
-            "would; attach with the settings it was made with, or choose another name."
+            f"{path} records other layers, metrics, references, tolerances or rows, or another view, window or probe "
+            "than this tracker would; attach with the settings it was made with, or choose another name."
         )
 
 

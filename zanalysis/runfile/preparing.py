@@ -20,10 +20,24 @@ import numpy as np
 
 from zanalysis.errors import RunFileError
 from zanalysis.runfile.change_journal import apply, journal_of, recover, write_journal
-from zanalysis.runfile.layout import check_same, lay_out, lay_out_initial, same_initial
+from zanalysis.runfile.layout import (
+    check_same,
+    lay_out,
+    lay_out_initial,
+    lay_out_overhead,
+    same_initial,
+)
 from zanalysis.runfile.overlay import Overlay
 from zanalysis.runfile.repair import check_mendable
-from zanalysis.runfile.schema import SCHEMA_VERSION, Committed, Initial, Series, SpectrumKey, TensorKey
+from zanalysis.runfile.schema import (
+    OVERHEAD_PARTS,
+    SCHEMA_VERSION,
+    Committed,
+    Initial,
+    Series,
+    SpectrumKey,
+    TensorKey,
+)
 from zanalysis.runfile.superblock import SUPERBLOCK_BYTES, without_marks
 from zanalysis.runfile.tensor_layout import (
     Compression,
@@ -42,7 +56,18 @@ __all__ = ["COPIED_BYTES", "Contents", "create", "take_up"]
 COPIED_BYTES = 64 << 20
 """A larger file is not copied to be taken up again."""
 
-_SETTINGS = ("model", "layers", "optimizers", "schedule", "torch_seed", "versions", "user")
+_SETTINGS = (
+    "model",
+    "layers",
+    "optimizers",
+    "schedule",
+    "probe",
+    "jacobian",
+    "budget",
+    "torch_seed",
+    "versions",
+    "user",
+)
 """What may be otherwise when a run goes on, and is then stored beside what it was."""
 
 _LOOKS, _PAUSE = 10, 0.05  # seconds; a reader locks a closed file while it looks at it
@@ -61,6 +86,7 @@ class Contents:
         initial: the weights that the reference ``init`` stands for.
         tensors: what the raw tensors are.
         compression: of the raw tensors.
+        parts: what the account of the time spent is divided into.
     """
 
     series: Sequence[Series] = ()
@@ -70,6 +96,7 @@ class Contents:
     initial: Iterable[Initial] = ()
     tensors: Sequence[TensorKey] = ()
     compression: Compression | None = None
+    parts: Sequence[str] = OVERHEAD_PARTS
 
 
 def create(path: Path, contents: Contents) -> Any:
@@ -85,7 +112,8 @@ def create(path: Path, contents: Contents) -> Any:
 
     def make(part: Path) -> None:
         with h5py.File(part, "w", libver="latest") as new:
-            lay_out(new, contents.series, contents.spectra, contents.k, dict(contents.attributes))
+            facts = dict(contents.attributes)
+            lay_out(new, contents.series, contents.spectra, contents.k, facts, contents.parts)
             lay_out_initial(new, contents.initial)
             lay_out_tensors(new, contents.tensors, contents.compression)
 
@@ -197,6 +225,7 @@ def _cut(file: Any, path: Path, contents: Contents, start: int) -> dict[str, Any
     check_same(file, contents.series, contents.spectra, contents.k, contents.attributes, path)
     check_same_tensors(file, contents.tensors, contents.compression, path)
     before = _take_over(file, path, contents, start)
+    lay_out_overhead(file, contents.parts)
     _shorten(file, start)
     shorten_tensors(file, start)
     return before

@@ -172,9 +172,10 @@ class Run:
 
     @property
     def layers(self) -> list[str]:
-        """The recorded layers, in the order of the model."""
-        keys = [s.layer for s in self.series] + [s.layer for s in self._spectra] + list(self._raw)
-        return list(dict.fromkeys(keys))
+        """The recorded layers, in the order of the model; what stands for the model itself is none."""
+        keys: list[Series | SpectrumKey] = [*self.series, *self._spectra]
+        numbers = [key.layer for key in keys if key.tensor != "jacobian"]
+        return list(dict.fromkeys([*numbers, *self._raw]))
 
     @property
     def tensors(self) -> list[RecordedTensor]:

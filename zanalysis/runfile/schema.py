@@ -40,7 +40,7 @@ NAME_BYTES = 128
 """Width of a logged scalar's name."""
 
 OVERHEAD_PARTS = ("metrics", "writing")
-"""The parts of the account of the time spent."""
+"""The parts of the account of the time spent, where a writer is given no others."""
 
 _TEXT = 512
 EVENT = np.dtype(

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 
 from zanalysis.runfile.layout import lay_out
-from zanalysis.runfile.schema import Series, SpectrumKey, TensorKey
+from zanalysis.runfile.schema import OVERHEAD_PARTS, Series, SpectrumKey, TensorKey
 from zanalysis.runfile.tensor_layout import lay_out_tensors
 
 __all__ = ["predicted_size"]
@@ -27,6 +27,7 @@ def predicted_size(
     tensors: Sequence[TensorKey] = (),
     tensor_steps: int = 0,
     varying_bytes: int = 0,
+    parts: Sequence[str] = OVERHEAD_PARTS,
 ) -> int:
     """Return how many bytes a run file will have, written without compression and in one go.
 
@@ -49,6 +50,7 @@ def predicted_size(
         tensors: what the raw tensors are.
         tensor_steps: how many steps of them are recorded.
         varying_bytes: of tensors of no fixed shape, over all steps and all of them.
+        parts: what the account of the time spent is divided into.
 
     Returns:
         Bytes; within 1 % and 16 KiB of what it will be.
@@ -59,7 +61,7 @@ def predicted_size(
         9
     """
     with h5py.File(io.BytesIO(), "w", libver="latest") as file:
-        lay_out(file, series, spectra, k, dict(attributes or {}))
+        lay_out(file, series, spectra, k, dict(attributes or {}), parts)
         lay_out_tensors(file, tensors, None)
         file.flush()
         size: int = file.id.get_filesize()

@@ -77,6 +77,7 @@ class RunWriter:
         mode: Mode = "x",
         start: int = 0,
         initial: Iterable[Initial] = (),
+        parts: Sequence[str] = OVERHEAD_PARTS,
         tensors: Sequence[TensorKey] = (),
         compression: Compression | None = None,
     ) -> None:
@@ -92,6 +93,7 @@ class RunWriter:
             start: with ``"a"``, rows at and after this step are cut. Where that is all there was, the record
                 begins anew.
             initial: the weights that the reference ``init`` stands for; a resumed run keeps its own.
+            parts: what the account of the time spent is divided into; a resumed run begins a new one.
             tensors: what the raw tensors are.
             compression: of the raw tensors: None, ``"lzf"`` or ``"gzip"``.
 
@@ -110,12 +112,15 @@ class RunWriter:
         self._events: list[tuple[int, float, bytes, bytes, bytes]] = []
         self._account: tuple[dict[str, float], float] | None = None
         self._refused = False
+        self._parts = tuple(parts)
         self.before: dict[str, Any] | None = None
         self._check_place(mode)
         self.network = network_filesystem(self.path)
         self._lock = acquire(self.path)
         self.resumed = mode == "a" and self.path.exists()
-        contents = Contents(series, spectra, k, dict(attributes or {}), initial, tuple(tensors), compression)
+        contents = Contents(
+            series, spectra, k, dict(attributes or {}), initial, tuple(tensors), compression, tuple(parts)
+        )
         try:
             if self.resumed:
                 self._file, self.before = take_up(self.path, contents, start)
@@ -276,7 +281,7 @@ class RunWriter:
             self._extend("events", np.array(self._events, dtype=EVENT))
         if self._account is not None:
             seconds, elapsed = self._account
-            self._replace("overhead/seconds", np.array([seconds.get(part, 0.0) for part in OVERHEAD_PARTS]))
+            self._replace("overhead/seconds", np.array([seconds.get(part, 0.0) for part in self._parts]))
             self._replace("overhead/elapsed", np.array([elapsed]))
         more = (len(self._rows), len(self._logged), len(self._new_names), len(self._events))
         if any(more) or more_tensors:
