@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from hooks.layers import Layer, layer_name
@@ -12,6 +10,7 @@ from zanalysis.analyzers.matrices import Reference
 from zanalysis.analyzers.metrics import NONE
 from zanalysis.errors import InputError
 from zanalysis.runfile import Initial
+from zanalysis.runfile.bits import bits_of, tensor_of, word_of
 
 __all__ = [
     "Initials",
@@ -21,9 +20,6 @@ __all__ = [
     "reference_of",
     "take_up_initial",
 ]
-
-_NUMPY_HAS = (torch.float16, torch.float32, torch.float64)
-_BITS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.uint16)}
 
 
 def named_references(reference: Any, layers: Sequence[Layer]) -> dict[str, Any]:
@@ -111,12 +107,8 @@ def initial_of(layer: Layer, weight: Tensor) -> Initial:
     Returns:
         Them, in the layer's own shape and dtype; a dtype that numpy lacks as its bits.
     """
-    held = weight.detach().reshape(layer.shape).cpu().contiguous()
-    word = str(held.dtype).removeprefix("torch.")
-    if held.dtype in _NUMPY_HAS:
-        return Initial(layer.name, word, held.numpy())
-    same_size, bits = _BITS[held.element_size()]
-    return Initial(layer.name, word, held.view(same_size).numpy().view(bits))
+    held = weight.detach().reshape(layer.shape)
+    return Initial(layer.name, word_of(held.dtype), bits_of(held))
 
 
 def initial_tensor(kept: Initial) -> Tensor:
@@ -128,10 +120,7 @@ def initial_tensor(kept: Initial) -> Tensor:
     Returns:
         The weights, on the CPU.
     """
-    dtype: torch.dtype = getattr(torch, kept.dtype)
-    if dtype in _NUMPY_HAS:
-        return torch.from_numpy(kept.values)
-    return torch.from_numpy(kept.values.view(f"i{kept.values.itemsize}")).view(dtype)
+    return tensor_of(kept.dtype, kept.values)
 
 
 class Initials(Iterable[Initial]):

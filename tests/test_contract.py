@@ -14,6 +14,10 @@ TRACKER = [
     "model", "optimizer", "path", "schedule", "layers", "tensors", "metrics", "reference", "tolerance", "view",
     "probe", "mode", "start", "flush_seconds", "on_full", "budget", "alerts", "on_record",
 ]  # fmt: skip
+RECORDER = [
+    "model", "optimizer", "path", "schedule", "layers", "tensors", "dtype", "rows", "compression", "mode", "start",
+    "flush_seconds", "on_full",
+]  # fmt: skip
 PARAMETERS = {
     "rank": ["W", "tolerance", "reference", "view"],
     "stable_rank": ["W", "reference", "view"],
@@ -60,6 +64,12 @@ def test_tracker_takes_what_the_contract_says():
     assert signature.parameters["metrics"].default == ("rank", "stable_rank")
 
 
+def test_recorder_takes_what_the_contract_says():
+    signature = inspect.signature(hooks.Recorder)
+    assert list(signature.parameters)[: len(RECORDER)] == RECORDER
+    assert signature.parameters["schedule"].default is inspect.Parameter.empty
+
+
 def test_attaching_loads_no_plotting_and_no_pandas():
     code = "import sys, hooks; print(sorted({'matplotlib', 'pandas', 'seaborn'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -74,7 +84,6 @@ def test_attaching_loads_no_plotting_and_no_pandas():
         lambda: za.report(None, "x.html"),
         lambda: za.to_xarray(None),
         lambda: za.verify_glrl(None),
-        lambda: hooks.Recorder(None, schedule=hooks.every(1)),
     ],
 )
 def test_what_is_not_built_yet_says_so(call):

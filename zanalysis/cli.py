@@ -25,6 +25,7 @@ from zanalysis.errors import ZAnalysisError
 
 if TYPE_CHECKING:
     from zanalysis.experiments.theorem1 import Case, Training
+    from zanalysis.runfile.reader import Run
     from zanalysis.verify.verdict import Verdict
 
 __all__ = ["app", "main"]
@@ -184,6 +185,7 @@ def info(run: Annotated[Path, typer.Argument(help="a run file")]) -> None:
         "metrics": ", ".join(dict.fromkeys(series.metric for series in opened.series)),
         "references": ", ".join(dict.fromkeys(series.reference for series in opened.series)),
         "logged": ", ".join(map(str, opened.logged().columns[1:])) or "nothing",
+        **_raw_tensors(opened),
         "events": str(len(opened.events)),
         **{key: str(value) for key, value in attributes.get("user", {}).items()},
         "versions": ", ".join(
@@ -207,6 +209,40 @@ def info(run: Annotated[Path, typer.Argument(help="a run file")]) -> None:
         _err.print(
             escape(f"event at step {event['step']}: {event['kind']}: {event['text']}"), highlight=False
         )
+
+
+def _raw_tensors(opened: "Run") -> dict[str, str]:
+    """Say which raw tensors a run holds.
+
+    Args:
+        opened: the run.
+
+    Returns:
+        A line for each kind; nothing where there are none.
+    """
+    recorded = opened.tensors
+    facts = {}
+    for kind in dict.fromkeys(one.tensor for one in recorded):
+        those = [one for one in recorded if one.tensor == kind]
+        steps = sorted({int(step) for one in those for step in one.steps})
+        when = f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if steps else "no step yet"
+        kept = ", ".join(dict.fromkeys(one.dtype for one in those if one.dtype)) or "no dtype yet"
+        facts[f"raw tensors: {kind}"] = f"{len(those)} layers, {kept}, {when}"
+    if recorded and opened.dropped:
+        facts["raw steps dropped"] = str(opened.dropped)
+    return facts
+
+
+@app.command(epilog="Example: zanalysis repair run.h5")
+def repair(run: Annotated[Path, typer.Argument(help="the run file of a training that was killed")]) -> None:
+    """Make a killed run openable by plain HDF5 tools, in place. zanalysis reads it without that."""
+    from zanalysis.runfile.repair import repair as mend
+
+    if mend(run):
+        sentence = f"{run}: mended; its writer was killed, and plain HDF5 tools open it now."
+    else:
+        sentence = f"{run}: nothing to mend; its writer had closed it."
+    _out.print(escape(sentence), highlight=False, soft_wrap=True)
 
 
 def _say(sentence: str) -> None:

@@ -51,6 +51,27 @@ Root attributes
     ``layer``, ``tensor``, ``reference``  string `[R]`
     ``value``           float64 `[T, R, k]` descending; NaN where a matrix has fewer, or is undefined
 
+``/tensors``  present where raw tensors are recorded; steps of their own
+    ``step``            int64 `[T]`      completed optimizer steps; strictly increasing; dimension scale
+    ``layer``           string `[N]`     the parameter's qualified name less a final ``.weight``
+    ``tensor``          string `[N]`     ``weight``, ``gradient``, ``activation``, ``activation_gradient``
+    ``dtype``           string `[N]`     in which it is stored, in torch's words; empty where that may vary
+    ``status``          uint8 `[T, N]`   ``ok`` where the tensor is there, else why it is not; its attribute
+                        ``words`` names the codes
+    ``data/0``, ``data/1``, …  one for each of the N, with attributes ``layer``, ``tensor``, ``dtype``. Of fixed
+                        shape (weights, gradients): `[T, *shape]`, one step to a chunk up to 64 MiB; a dtype
+                        that numpy lacks (bfloat16, float8) as the unsigned integers of its bits; fill values
+                        where the status is not ``ok``. Of no fixed shape (activations, whose batch may
+                        vary): uint8 `[bytes]`, the bytes of one step after those of another, little-endian,
+                        in C order; with compression each step begins at a new chunk.
+    ``varying``         int32 `[A]`      present where some have no fixed shape: which of the N
+    ``extent``          int64 `[T, A, 11]`  present with them: where each begins in ``data``, in bytes; its dtype,
+                        an index into the attribute ``dtypes``; how many dimensions it has, -1 where it is
+                        not there; and up to eight dimensions
+    ``committed``       int64 `[2]`      how many steps are complete, all their tensors there; and how many were
+                        dropped, because the queue was full. Written after the tensors, before ``/committed``:
+                        a reader never sees part of a step.
+
 ``/initial``  present where the reference ``init`` is recorded: what it stands for, also after a resume
     ``0``, ``1``, …     the weights of one layer when the tracker was first attached, in its own shape and
                         dtype; a dtype that numpy lacks (bfloat16) as the unsigned integers of its bits.
@@ -74,12 +95,26 @@ Root attributes
 
 A flush writes and flushes dataset by dataset, ``/committed`` last. A file that was killed keeps its
 consistency flags; `repair` clears them, so that plain HDF5 tools open it again. A file is prepared
-under the name ``.NAME.part``, also when a run is resumed, and renamed when it is complete; while it
-is written, ``NAME.lock`` lies beside it.
+under the name ``.NAME.part`` and renamed when it is complete; while it is written, ``NAME.lock`` lies
+beside it. A run is resumed in a copy, in the same way; where it has more than 64 MiB it is cut in place
+instead, and as long as that is not complete, ``.NAME.journal`` holds all of the change (see `overlay`).
+
+How large a file will be says `predicted_size`.
 """
 
 from zanalysis.runfile.memory import MemoryWriter, Writer
-from zanalysis.runfile.schema import Initial, Series, SpectrumKey
+from zanalysis.runfile.schema import Initial, Kept, Series, SpectrumKey, TensorKey
+from zanalysis.runfile.size import predicted_size
 from zanalysis.runfile.writer import RunWriter
 
-__all__ = ["Initial", "MemoryWriter", "RunWriter", "Series", "SpectrumKey", "Writer"]
+__all__ = [
+    "Initial",
+    "Kept",
+    "MemoryWriter",
+    "RunWriter",
+    "Series",
+    "SpectrumKey",
+    "TensorKey",
+    "Writer",
+    "predicted_size",
+]

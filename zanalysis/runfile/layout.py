@@ -82,9 +82,9 @@ def lay_out(
     dataset("logged/name", np.empty(0, np.int32), "row of names")
     dataset("logged/value", np.empty(0, np.float64), "the user's own scalar")
     dataset(
-        "logged/names", np.empty(0, h5py.string_dtype("utf-8", NAME_BYTES)), "names of the user's scalars", 64
+        "logged/names", np.empty(0, h5py.string_dtype("utf-8", NAME_BYTES)), "names of the user's scalars", 16
     )
-    dataset("events", np.empty(0, EVENT), "what went wrong or deserves to be known", 64)
+    dataset("events", np.empty(0, EVENT), "what went wrong or deserves to be known", 16)
     lay_out_overhead(file, parts)
     what = "complete steps, logged scalars, their names, events; bytes of the file by then"
     dataset("committed", np.zeros(5, np.int64), what, 5)
@@ -96,7 +96,7 @@ def _dataset(file: Any, name: str, data: npt.NDArray[Any], what: str, chunk: int
         name,
         data=data,
         maxshape=(None, *(n or None for n in data.shape[1:])),
-        chunks=(chunk or chunk_rows(row), *(max(1, n) for n in data.shape[1:])),
+        chunks=(chunk or len(data) or chunk_rows(row), *(max(1, n) for n in data.shape[1:])),
     )
     made.attrs["description"] = what
     return made
@@ -126,7 +126,9 @@ def lay_out_initial(file: Any, initial: Iterable[Initial]) -> None:
     if "initial" in file:
         del file["initial"]
     for index, (layer, dtype, values) in enumerate(initial):
-        made = _dataset(file, f"initial/{index}", values, "the weights that the reference init stands for")
+        what = "the weights that the reference init stands for"
+        rows = chunk_rows(values[0].nbytes if len(values) else 1)
+        made = _dataset(file, f"initial/{index}", values, what, rows)
         made.attrs["layer"] = layer
         made.attrs["dtype"] = dtype
 
@@ -197,15 +199,14 @@ def check_same(
         same = same and file["spectra/value"].shape[2] == k
     else:
         same = same and not spectra
-    # A number means something else in another view, though its columns have the same names.
+    # A number means something else in another view, an activation with other rows, though their names are the same.
     stored = json.loads(file["attributes"][:].tobytes())
-    same = same and stored.get("view") == attributes.get("view")
-    same = same and stored.get("span_window") == attributes.get("span_window")
+    same = same and all(stored.get(key) == attributes.get(key) for key in ("view", "rows", "span_window"))
     same = same and (stored.get("probe") is None) == (attributes.get("probe") is None)
     if not same:
         raise RunFileError(
-            f"{path} records other layers, metrics, references, tolerances, or another view, window or probe than this "
-            "tracker would; attach with the settings it was made with, or choose another name."
+            f"{path} records other layers, metrics, references, tolerances or rows, or another view, window or probe "
+            "than this tracker would; attach with the settings it was made with, or choose another name."
         )
 
 

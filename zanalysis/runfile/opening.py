@@ -17,7 +17,9 @@ from typing import Any, BinaryIO, TypeVar
 
 import h5py
 
-from zanalysis.errors import RunFileError
+from zanalysis.errors import RunFileError, ZAnalysisError
+from zanalysis.runfile.change_journal import pending
+from zanalysis.runfile.overlay import Overlay
 from zanalysis.runfile.schema import FORMAT, SCHEMA_VERSION, Committed
 from zanalysis.runfile.superblock import (
     SIGNATURE,
@@ -42,9 +44,9 @@ class _Window(io.RawIOBase):
     A growing file has its metadata beyond the end that it had when it was opened: the window has no end.
     """
 
-    def __init__(self, file: BinaryIO, block: bytes) -> None:
+    def __init__(self, file: BinaryIO | Overlay, block: bytes) -> None:
         self._file = file
-        self._end = os.fstat(file.fileno()).st_size + _ROOM
+        self._end = file.seek(0, os.SEEK_END) + _ROOM
         self._block = without_marks(block, self._end)
         self._position = 0
 
@@ -65,7 +67,7 @@ class _Window(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         room = memoryview(buffer).cast("B")
         self._file.seek(self._position)
-        there = self._file.readinto(room)  # type: ignore[attr-defined]
+        there = self._file.readinto(room)  # type: ignore[union-attr]
         # HDF5 knows of no short read. Zeros fail the checksum of metadata; beyond the committed data there
         # is nothing else to be read.
         room[there:] = bytes(len(room) - there)
@@ -86,12 +88,15 @@ def unmarked(path: Path) -> Iterator[Any]:
     Yields:
         The open `h5py.File`.
     """
+    change = pending(path)
     with path.open("rb") as raw:
-        block = raw.read(SUPERBLOCK_BYTES)
+        file = Overlay(raw, change) if change else raw
+        block = file.read(SUPERBLOCK_BYTES)
         superblock = parse_superblock(block)
         marked = superblock is not None and superblock.flags == WRITING | SWMR
-        with h5py.File(_Window(raw, block) if marked else path, "r") as file:
-            yield file
+        # Never by its name: a lock of HDF5's would keep a training from going on in the file.
+        with h5py.File(_Window(file, block) if marked else file, "r") as opened:
+            yield opened
 
 
 def check_regular(path: Path) -> None:
@@ -148,19 +153,22 @@ def ask(path: Path, question: Callable[[Any, Committed], T]) -> T:
 
 
 def _answer(path: Path, question: Callable[[Any, Committed], T]) -> T:
-    _check_whole(path)
+    block = _check_whole(path)
     try:
         with unmarked(path) as file:
             _check_schema(path, file)
             done = Committed(*(int(n) for n in file["committed"][:]))
             size = path.stat().st_size
-            if size < done.size and _is_marked(path):
+            if size < done.size and _marked(block):
                 raise _UnsettledError(_truncated(path, size, done.size))
-            return question(file, done)
+            answer = question(file, done)
+        if _first_bytes(path) != block:
+            raise _UnsettledError(f"{path} was opened or closed by its writer, time and again")
+        return answer
     except BlockingIOError as error:
         raise _UnsettledError(f"{path} is open for writing in another program; close it there.") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, RunFileError):
+        if isinstance(error, ZAnalysisError):
             raise
         raise _UnsettledError(
             f"{path} is damaged or truncated ({error}); restore it from a copy. "
@@ -168,19 +176,30 @@ def _answer(path: Path, question: Callable[[Any, Committed], T]) -> T:
         ) from error
 
 
-def _check_whole(path: Path) -> None:
+def _first_bytes(path: Path) -> bytes:
+    change = pending(path)
+    if change is not None and 0 in change.pages:
+        return change.pages[0][:SUPERBLOCK_BYTES]
+    with path.open("rb") as file:
+        return file.read(SUPERBLOCK_BYTES)
+
+
+def _check_whole(path: Path) -> bytes:
     """Check, without HDF5, that the file begins as it should and is as long as it says.
 
     Args:
         path: the file.
+
+    Returns:
+        Its first 48 bytes.
 
     Raises:
         RunFileError: if it is no HDF5 file, or cannot be read.
         _UnsettledError: if it is shorter than it says, or is being written by something else.
     """
     try:
-        with path.open("rb") as file:
-            block, size = file.read(SUPERBLOCK_BYTES), os.fstat(file.fileno()).st_size
+        block, change = _first_bytes(path), pending(path)
+        size = change.size if change else path.stat().st_size
     except PermissionError as error:
         raise RunFileError(f"cannot read {path}: {error.strerror}; ask for permission to read it.") from error
     except OSError as error:
@@ -200,11 +219,11 @@ def _check_whole(path: Path) -> None:
         raise _UnsettledError(_truncated(path, size, superblock.end))
     if superblock is not None and superblock.flags not in (0, WRITING | SWMR):
         raise _UnsettledError(f"{path} is open for writing in another program; close it there.")
+    return block
 
 
-def _is_marked(path: Path) -> bool:
-    with path.open("rb") as file:
-        superblock = parse_superblock(file.read(SUPERBLOCK_BYTES))
+def _marked(block: bytes) -> bool:
+    superblock = parse_superblock(block)
     return superblock is None or superblock.flags != 0
 
 

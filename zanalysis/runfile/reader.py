@@ -2,19 +2,30 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zanalysis.errors import InputError, NotBuiltYetError, did_you_mean
+from zanalysis.errors import InputError
 from zanalysis.runfile.opening import ask
 from zanalysis.runfile.schema import Committed, Series, SpectrumKey
 from zanalysis.runfile.tables import Spectra, event_table, logged_table, overhead_table, scalar_table
+from zanalysis.runfile.tensor_layout import tensor_keys
+from zanalysis.runfile.tensor_reader import (
+    RecordedTensor,
+    TensorSeries,
+    described,
+    stacked,
+    tensor_at,
+    tensors_at,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 __all__ = ["Run", "open_run"]
 
@@ -51,7 +62,7 @@ class Run:
         """
         self.path = Path(path)
         self.attributes: dict[str, Any]
-        self.attributes, self.series, self._spectra = ask(self.path, _described)
+        self.attributes, self.series, self._spectra, self._raw = ask(self.path, _described)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {len(self.steps)} steps of {len(self.layers)} layers)"
@@ -147,40 +158,80 @@ class Run:
 
     @property
     def steps(self) -> npt.NDArray[np.int64]:
-        """The recorded steps, `[T]`, increasing."""
-        steps: npt.NDArray[np.int64] = ask(
-            self.path, lambda file, done: _first(file["scalars/step"], done.steps)
-        )
+        """The recorded steps, of numbers or raw tensors, `[T]`, increasing."""
+
+        def recorded(file: Any, done: Committed) -> npt.NDArray[np.int64]:
+            steps: npt.NDArray[np.int64] = _first(file["scalars/step"], done.steps)
+            if "tensors" in file:
+                raw = _first(file["tensors/step"], int(file["tensors/committed"][0]))
+                steps = np.union1d(steps, raw)
+            return steps
+
+        steps: npt.NDArray[np.int64] = ask(self.path, recorded)
         return steps
 
     @property
     def layers(self) -> list[str]:
         """The recorded layers, in the order of the model; what stands for the model itself is none."""
         keys: list[Series | SpectrumKey] = [*self.series, *self._spectra]
-        return list(dict.fromkeys(key.layer for key in keys if key.tensor != "jacobian"))
+        numbers = [key.layer for key in keys if key.tensor != "jacobian"]
+        return list(dict.fromkeys([*numbers, *self._raw]))
 
-    def tensor(self, layer: str, tensor: str = "weight", step: int = 0) -> Any:
-        """Return one recorded tensor.
+    @property
+    def tensors(self) -> list[RecordedTensor]:
+        """The raw tensors: layer, tensor, shape, dtype, and the steps at which each is there."""
+        return ask(self.path, lambda file, _: described(file))
+
+    @property
+    def dropped(self) -> int:
+        """How many steps of raw tensors were lost, because the queue was full and `on_full` was ``"drop"``."""
+        return ask(self.path, lambda file, _: int(file["tensors/committed"][1]) if "tensors" in file else 0)
+
+    def tensor(self, layer: str, tensor: str = "weight", step: int = 0) -> "Tensor":
+        """Return one raw tensor, as `hooks.Recorder` kept it.
 
         Args:
-            layer: its name.
-            tensor: ``"weight"``, …
+            layer: the name of the parameter.
+            tensor: ``"weight"``, ``"gradient"``, ``"activation"`` or ``"activation_gradient"``.
             step: a recorded step.
 
+        Returns:
+            The tensor in its own shape, in the dtype it was stored in, on the CPU.
+
         Raises:
-            InputError: if the layer is unknown.
-            NotBuiltYetError: otherwise: raw tensors come with `hooks.Recorder`.
+            InputError: if it was not recorded, or not at this step; with what there is.
         """
-        if layer not in self.layers:
-            raise InputError(f"{self.path} has no layer {layer!r}; {did_you_mean(layer, self.layers)}")
-        raise NotBuiltYetError("Run.tensor (raw tensors are recorded by hooks.Recorder)")
+        return ask(self.path, lambda file, _: tensor_at(file, str(self.path), layer, tensor, step))
+
+    def tensor_over_time(
+        self, layer: str, tensor: str = "weight", steps: Sequence[int] | None = None
+    ) -> TensorSeries:
+        """Return one raw tensor over the steps.
+
+        Args:
+            layer: the name of the parameter.
+            tensor: as in `tensor`.
+            steps: recorded steps; None for all.
+
+        Returns:
+            `.steps` `[T]` and `.values` `[T, *shape]`, in the dtype they were stored in, on the CPU; a list of T
+            tensors where their shapes differ.
+
+        Raises:
+            InputError: if it was not recorded, or not at one of the steps.
+        """
+        name = str(self.path)
+        return stacked(*ask(self.path, lambda file, _: tensors_at(file, name, layer, tensor, steps)))
 
 
-def _described(file: Any, _: Committed) -> tuple[dict[str, Any], tuple[Series, ...], tuple[SpectrumKey, ...]]:
+def _described(
+    file: Any, _: Committed
+) -> tuple[dict[str, Any], tuple[Series, ...], tuple[SpectrumKey, ...], tuple[str, ...]]:
     return (
         json.loads(file["attributes"][:].tobytes()),
         tuple(Series(*row) for row in _rows(file, "scalars", Series._fields)),
         tuple(SpectrumKey(*row) for row in _rows(file, "spectra", SpectrumKey._fields)),
+        tuple(key.layer for key in tensor_keys(file)),
     )
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from zanalysis.errors import RunFileError
+from zanalysis.runfile.change_journal import recover
 from zanalysis.runfile.lock import held
 from zanalysis.runfile.opening import unmarked
 from zanalysis.runfile.schema import FORMAT
@@ -16,13 +17,14 @@ from zanalysis.runfile.superblock import (
     without_marks,
 )
 
-__all__ = ["mend", "repair"]
+__all__ = ["check_mendable", "mend", "repair"]
 
 
 def repair(path: str | os.PathLike[str]) -> bool:
     """Clear the marks that a killed writer left in a run file's superblock.
 
-    Nothing but the superblock is touched, and a file that is not whole is not touched at all.
+    Nothing but the superblock is touched, and a file that is not whole is not touched at all. Where a writer
+    was killed while it took a file up again, what it had begun is completed first.
 
     Args:
         path: a run file.
@@ -54,14 +56,9 @@ def mend(path: Path) -> bool:
         RunFileError: as `repair`.
     """
     try:
-        superblock = read_superblock(path)
-        if superblock is None:
-            raise RunFileError(
-                f"{path} is not a run file, or its first bytes are damaged; nothing was changed."
-            )
-        _check_whole(path, superblock)
-        if superblock.flags == 0:
-            return False
+        completed = recover(path)
+        if check_mendable(path).flags == 0:
+            return completed
         with path.open("r+b") as file:
             block = file.read(SUPERBLOCK_BYTES)
             file.seek(0)
@@ -73,6 +70,25 @@ def mend(path: Path) -> bool:
     except OSError as error:
         raise RunFileError(f"cannot mend {path}: {error.strerror or error}.") from error
     return True
+
+
+def check_mendable(path: Path) -> Superblock:
+    """Check that a file is a whole run file, closed or left by a killed writer.
+
+    Args:
+        path: the file; no change of it is pending.
+
+    Returns:
+        Its superblock.
+
+    Raises:
+        RunFileError: if it is not, with what it is.
+    """
+    superblock = read_superblock(path)
+    if superblock is None:
+        raise RunFileError(f"{path} is not a run file, or its first bytes are damaged; nothing was changed.")
+    _check_whole(path, superblock)
+    return superblock
 
 
 def _check_whole(path: Path, superblock: Superblock) -> None:

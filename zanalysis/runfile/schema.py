@@ -16,14 +16,17 @@ __all__ = [
     "EVENT",
     "EVENT_WIDTHS",
     "FORMAT",
+    "MOST_DIMENSIONS",
     "NAME_BYTES",
     "OVERHEAD_PARTS",
     "SCHEMA_VERSION",
     "STATUSES",
     "Committed",
     "Initial",
+    "Kept",
     "Series",
     "SpectrumKey",
+    "TensorKey",
     "chunk_rows",
     "clip_utf8",
     "column_name",
@@ -51,7 +54,11 @@ EVENT = np.dtype(
 )
 EVENT_WIDTHS = {"kind": 32, "layer": NAME_BYTES, "text": _TEXT}
 
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 15
+"""A run that has only just begun has one chunk of each dataset, whole."""
+
+MOST_DIMENSIONS = 8
+"""Of an activation; its extent has room for no more."""
 
 
 class Series(NamedTuple):
@@ -70,6 +77,36 @@ class SpectrumKey(NamedTuple):
     layer: str
     tensor: str
     reference: str
+
+
+class TensorKey(NamedTuple):
+    """What one raw tensor is that is followed over the steps.
+
+    Attributes:
+        layer: the name of the parameter, not of one of its matrices.
+        tensor: ``weight``, ``gradient``, ….
+        dtype: as torch calls it; empty where it may differ from step to step.
+        shape: None where it may differ from step to step.
+    """
+
+    layer: str
+    tensor: str
+    dtype: str = ""
+    shape: tuple[int, ...] | None = None
+
+
+class Kept(NamedTuple):
+    """One raw tensor at one step.
+
+    Attributes:
+        status: one of `STATUSES`; ``ok`` where there are values.
+        dtype: as torch calls it.
+        values: in its shape, as `zanalysis.runfile.bits.bits_of` gives it; None where there is none.
+    """
+
+    status: str
+    dtype: str = ""
+    values: npt.NDArray[Any] | None = None
 
 
 class Initial(NamedTuple):
@@ -160,12 +197,12 @@ def clip_utf8(text: str, width: int) -> bytes:
 
 
 def chunk_rows(row_bytes: int) -> int:
-    """Return how many rows of this size make a chunk of about a quarter of a mebibyte.
+    """Return how many rows of this size make a chunk of about 32 KiB.
 
     Args:
         row_bytes: size of one row.
 
     Returns:
-        At least 1, at most 1,024.
+        At least 1, at most 512.
     """
-    return max(1, min(1024, _CHUNK_BYTES // max(1, row_bytes)))
+    return max(1, min(512, _CHUNK_BYTES // max(1, row_bytes)))

@@ -1,60 +1,40 @@
 """Writing a run to an HDF5 file that a kill cannot spoil."""
 
 import contextlib
-import json
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from zanalysis.errors import InputError, RunFileError
-from zanalysis.runfile.layout import (
-    check_same,
-    lay_out,
-    lay_out_initial,
-    lay_out_overhead,
-    same_initial,
-)
 from zanalysis.runfile.lock import acquire, release
 from zanalysis.runfile.memory import STEP_REFUSED, Codes, Floats
+from zanalysis.runfile.mounts import network_filesystem
 from zanalysis.runfile.opening import check_regular
-from zanalysis.runfile.repair import mend
+from zanalysis.runfile.preparing import Contents, create, take_up
 from zanalysis.runfile.schema import (
     EVENT,
     EVENT_WIDTHS,
     OVERHEAD_PARTS,
-    SCHEMA_VERSION,
     Committed,
     Initial,
+    Kept,
     Series,
     SpectrumKey,
+    TensorKey,
     clip_utf8,
     column_name,
 )
+from zanalysis.runfile.tensor_layout import Compression
+from zanalysis.runfile.tensor_writer import TensorWriter
 
 __all__ = ["Mode", "RunWriter"]
 
 Mode = Literal["x", "w", "a"]
-
-_SETTINGS = (
-    "model",
-    "layers",
-    "optimizers",
-    "schedule",
-    "probe",
-    "jacobian",
-    "budget",
-    "torch_seed",
-    "versions",
-    "user",
-)
-"""What may be otherwise when a run goes on, and is then stored beside what it was."""
 
 _descriptors: dict[int, Path] = {}
 """The files open for writing in this process."""
@@ -83,6 +63,7 @@ class RunWriter:
         last_step: the last recorded step, -1 if there is none.
         resumed: whether the file had been there before.
         before: the settings under which the part of the record that is kept was made; None where none is.
+        network: the kind of network file system that the file lies on; None for a local one.
     """
 
     def __init__(
@@ -97,6 +78,8 @@ class RunWriter:
         start: int = 0,
         initial: Iterable[Initial] = (),
         parts: Sequence[str] = OVERHEAD_PARTS,
+        tensors: Sequence[TensorKey] = (),
+        compression: Compression | None = None,
     ) -> None:
         """Create the file, or take up an existing one.
 
@@ -111,6 +94,8 @@ class RunWriter:
                 begins anew.
             initial: the weights that the reference ``init`` stands for; a resumed run keeps its own.
             parts: what the account of the time spent is divided into; a resumed run begins a new one.
+            tensors: what the raw tensors are.
+            compression: of the raw tensors: None, ``"lzf"`` or ``"gzip"``.
 
         Raises:
             RunFileError: if the file exists, cannot be written, is being written by another
@@ -120,26 +105,37 @@ class RunWriter:
         if mode not in ("x", "w", "a"):
             raise InputError(f"unknown mode {mode!r}; expected 'x' (new), 'w' (replace) or 'a' (go on).")
         self.path = Path(path)
-        self.last_step = -1
-        self._series, self._spectra, self._k = tuple(series), tuple(spectra), k
+        self._spectra = tuple(spectra)
         self._rows: list[tuple[int, Floats, Floats, Codes, Floats]] = []
         self._logged: list[tuple[int, int, float]] = []
         self._new_names: list[str] = []
         self._events: list[tuple[int, float, bytes, bytes, bytes]] = []
         self._account: tuple[dict[str, float], float] | None = None
-        self._names: dict[str, int] = {}
         self._refused = False
         self._parts = tuple(parts)
         self.before: dict[str, Any] | None = None
         self._check_place(mode)
+        self.network = network_filesystem(self.path)
         self._lock = acquire(self.path)
         self.resumed = mode == "a" and self.path.exists()
+        contents = Contents(
+            series, spectra, k, dict(attributes or {}), initial, tuple(tensors), compression, tuple(parts)
+        )
         try:
-            self._file = self._prepared(dict(attributes or {}), start, initial)
-        except BaseException:
+            if self.resumed:
+                self._file, self.before = take_up(self.path, contents, start)
+            else:
+                self._file = create(self.path, contents)
+        except BaseException as error:
             release(self._lock)
+            if isinstance(error, OSError) and not isinstance(error, RunFileError):
+                raise RunFileError(f"cannot write {self.path}: {error.strerror or error}.") from error
             raise
         self._committed = Committed(*(int(n) for n in self._file["committed"][:]))
+        steps = self._file["scalars/step"]
+        self.last_step = int(steps[self._committed.steps - 1]) if self._committed.steps else -1
+        self._names = {name: row for row, name in enumerate(self._file["logged/names"].asstr()[:])}
+        self._tensors = TensorWriter(self._file, contents.tensors) if contents.tensors else None
         self._descriptor: int = self._file.id.get_vfd_handle()
         _descriptors[self._descriptor] = self.path
 
@@ -158,107 +154,6 @@ class RunWriter:
                 "or pass mode='w' to replace it or mode='a' to go on in it."
             )
 
-    def _prepared(self, attributes: dict[str, Any], start: int, initial: Iterable[Initial]) -> Any:
-        """Return the file, open in SWMR mode and complete under its name.
-
-        It is made under another name, so that a reader finds all of it or nothing, and a kill or an error
-        while a run is resumed costs nothing of what was there.
-
-        Args:
-            attributes: facts stored with the run.
-            start: the first step that a resumed run does not keep.
-            initial: the weights at the start.
-
-        Returns:
-            The open `h5py.File`.
-
-        Raises:
-            RunFileError: if it cannot be written, or is not fit to be resumed.
-        """
-        part = self.path.with_name(f".{self.path.name}.part")
-        file = None
-        try:
-            if self.resumed:
-                shutil.copyfile(self.path, part)
-                self._cut(part, start, attributes, initial)
-            else:
-                with h5py.File(part, "w", libver="latest") as new:
-                    lay_out(new, self._series, self._spectra, self._k, attributes, self._parts)
-                    lay_out_initial(new, initial)
-            file = h5py.File(part, "r+", libver="latest")
-            file.swmr_mode = True
-            part.replace(self.path)
-        except BaseException as error:
-            if file is not None:
-                file.close()
-            if isinstance(error, OSError) and not isinstance(error, RunFileError):
-                raise RunFileError(f"cannot write {self.path}: {error.strerror or error}.") from error
-            raise
-        finally:
-            part.unlink(missing_ok=True)
-        return file
-
-    def _cut(self, part: Path, start: int, attributes: Mapping[str, Any], initial: Iterable[Initial]) -> None:
-        """Prepare a copy for going on: everything at and after `start` goes, and what was not committed.
-
-        Args:
-            part: the copy.
-            start: the first step that is not kept.
-            attributes: of the tracker that will go on.
-            initial: its weights now.
-
-        Raises:
-            RunFileError: if it is no run file, is damaged, or records something else.
-        """
-        try:
-            mend(part)
-        except RunFileError as error:
-            raise RunFileError(str(error).replace(str(part), str(self.path))) from error
-        try:
-            with h5py.File(part, "r+", libver="latest") as file:
-                if file.attrs.get("schema_version") != SCHEMA_VERSION:
-                    raise RunFileError(
-                        f"{self.path} is no run file of schema {SCHEMA_VERSION}; choose another name."
-                    )
-                check_same(file, self._series, self._spectra, self._k, attributes, self.path)
-                self._take_over(file, start, attributes, initial)
-                lay_out_overhead(file, self._parts)
-                self._shorten(file, start)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise RunFileError(f"{self.path} is damaged: {error}; choose another name.") from error
-
-    def _take_over(
-        self, file: Any, start: int, attributes: Mapping[str, Any], initial: Iterable[Initial]
-    ) -> None:
-        """Store under which settings the record goes on, beside those of the part that stays.
-
-        Args:
-            file: the copy, open.
-            start: the first step that is not kept.
-            attributes: of the tracker that will go on.
-            initial: its weights now.
-
-        Raises:
-            RunFileError: if the weights are asked for that the run began with, and it did not keep them.
-        """
-        stored = json.loads(file["attributes"][:].tobytes())
-        if start <= stored.get("start", 0):
-            stored = dict(attributes)
-            lay_out_initial(file, initial)
-        else:
-            if not same_initial(file, initial):
-                raise RunFileError(
-                    f"{self.path} does not keep the initial weights of these layers, which reference 'init' "
-                    "needs; choose another name, or pass them as a mapping: reference={name: tensor, …}."
-                )
-            earlier = [part for part in stored.get("resumed", []) if part["start"] < start]
-            self.before = {**stored, **earlier[-1]} if earlier else dict(stored)
-            now = {key: attributes[key] for key in _SETTINGS if key in attributes}
-            stored["resumed"] = [*earlier, {**now, "start": start}]
-        text = np.frombuffer(json.dumps(stored).encode(), dtype=np.uint8)
-        file["attributes"].resize(len(text), axis=0)
-        file["attributes"][:] = text
-
     def initial(self) -> Iterator[Initial]:
         """Read the weights that the reference ``init`` stands for. Only before anything is written.
 
@@ -270,24 +165,10 @@ class RunWriter:
             kept = group[str(index)]
             yield Initial(kept.attrs["layer"], kept.attrs["dtype"], kept[:])
 
-    def _shorten(self, file: Any, start: int) -> None:
-        committed = Committed(*(int(n) for n in file["committed"][:]))
-        steps = file["scalars/step"][: committed.steps]
-        keep = int(np.searchsorted(steps, start))
-        self.last_step = int(steps[keep - 1]) if keep else -1
-        for name in ("step", "value", "tolerance", "status"):
-            file[f"scalars/{name}"].resize(keep, axis=0)
-        if "spectra" in file:
-            file["spectra/value"].resize(keep, axis=0)
-        logged = {n: file[f"logged/{n}"][: committed.logged] for n in ("step", "name", "value")}
-        early = logged["step"] < start
-        for name, values in logged.items():
-            file[f"logged/{name}"].resize(int(early.sum()), axis=0)
-            file[f"logged/{name}"][:] = values[early]
-        file["logged/names"].resize(committed.names, axis=0)
-        file["events"].resize(committed.events, axis=0)
-        self._names = {n: i for i, n in enumerate(file["logged/names"].asstr()[:])}
-        file["committed"][:] = Committed(keep, int(early.sum()), committed.names, committed.events)
+    @property
+    def reached(self) -> int:
+        """The last step of which anything was taken, numbers or raw tensors; 0 where there is none."""
+        return max(0, self.last_step, -1 if self._tensors is None else self._tensors.last_step)
 
     def append(self, step: int, value: Floats, tolerance: Floats, status: Codes, spectra: Floats) -> None:
         """Take the numbers of one recorded step; they reach the file at the next flush.
@@ -308,6 +189,29 @@ class RunWriter:
             )
         self.last_step = step
         self._rows.append((step, value, tolerance, status, spectra))
+
+    def append_tensors(self, step: int, kept: Sequence[Kept]) -> None:
+        """Write the raw tensors of one step; they count from the next flush on.
+
+        Args:
+            step: completed optimizer steps, more than at the last call.
+            kept: one for each of `tensors`; not needed any more when this returns.
+
+        Raises:
+            InputError: if the step does not come after the last one, or a tensor is not what was announced.
+        """
+        if self._tensors is None:
+            raise InputError(f"{self.path} was not made for raw tensors.")
+        self._tensors.append(step, kept)
+
+    def drop_tensors(self, steps: int = 1) -> None:
+        """Count steps whose raw tensors were dropped.
+
+        Args:
+            steps: how many.
+        """
+        if self._tensors is not None:
+            self._tensors.dropped += steps
 
     def log(self, step: int, name: str, value: float) -> None:
         """Take one scalar of the user's own.
@@ -354,7 +258,9 @@ class RunWriter:
         """Write what was taken, dataset by dataset, and the counters last."""
         if not self._file:
             return
+        self._check_there()
         done = self._committed
+        more_tensors = self._tensors is not None and self._tensors.flush()
         if self._rows:
             steps, values, tolerances, statuses, spectra = zip(*self._rows, strict=True)
             self._extend("scalars/step", np.array(steps, np.int64))
@@ -378,13 +284,19 @@ class RunWriter:
             self._replace("overhead/seconds", np.array([seconds.get(part, 0.0) for part in self._parts]))
             self._replace("overhead/elapsed", np.array([elapsed]))
         more = (len(self._rows), len(self._logged), len(self._new_names), len(self._events))
-        if any(more):
+        if any(more) or more_tensors:
             counts = Committed(*(before + new for before, new in zip(done[:4], more, strict=True)))
             self._committed = counts._replace(size=os.fstat(self._descriptor).st_size)
             self._replace("committed", np.array(self._committed, np.int64))
         for buffer in (self._rows, self._logged, self._new_names, self._events):
             buffer.clear()
         self._account = None
+
+    def _check_there(self) -> None:
+        # What is written to a file that has lost its name is written to nowhere.
+        there, held = self.path.stat(), os.fstat(self._descriptor)
+        if (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise RunFileError(f"{self.path} is another file by now")
 
     def _extend(self, name: str, rows: npt.NDArray[Any]) -> None:
         dataset = self._file[name]
@@ -421,6 +333,8 @@ class RunWriter:
         for buffer in (self._rows, self._logged, self._new_names, self._events):
             buffer.clear()
         self._account = None
+        if self._tensors is not None:
+            self._tensors.forget()
         if not self._file:
             return
         _descriptors.pop(self._descriptor, None)

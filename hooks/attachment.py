@@ -1,0 +1,166 @@
+"""What everything that is attached to a training has in common: where it writes, and its lifetime."""
+
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from hooks.account import Account
+from hooks.arguments import checked_attributes, checked_path
+from hooks.journal import Journal
+from hooks.layers import Layer
+from hooks.schedules import Schedule
+from hooks.staging import OnFull, StagedWriter
+from hooks.structure import describe_layers, describe_model, describe_optimizer, resumed, versions
+from hooks.taps import Taps
+from zanalysis.runfile import RunWriter
+
+__all__ = ["Attachment", "described", "staged"]
+
+
+def described(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    optimizers: Sequence[Optimizer],
+    schedule: Schedule,
+    start: int,
+    attributes: Mapping[str, Any] | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the facts that are stored with a run.
+
+    Args:
+        model: the model.
+        layers: the recorded layers.
+        optimizers: the optimizers.
+        schedule: `step -> bool`.
+        start: steps completed before.
+        attributes: facts of the user's own.
+        **more: settings of what is attached.
+
+    Returns:
+        A JSON object.
+    """
+    return {
+        "model": describe_model(model),
+        "layers": describe_layers(layers),
+        "optimizers": describe_optimizer(optimizers),
+        "schedule": getattr(schedule, "__name__", repr(schedule)),
+        **more,
+        "start": start,
+        "torch_seed": torch.initial_seed(),
+        "versions": versions(),
+        "user": checked_attributes(attributes),
+        "resumed": [],
+    }
+
+
+def staged(
+    undo: ExitStack,
+    path: str | os.PathLike[str],
+    make: Callable[[str], RunWriter],
+    opened: Callable[[RunWriter], None],
+    facts: Mapping[str, Any],
+    flush_seconds: float,
+    on_full: OnFull,
+) -> tuple[Journal, StagedWriter]:
+    """Open a run file, and start the thread that writes it.
+
+    Args:
+        undo: takes up what is to be done if the attachment fails later.
+        path: where the file is to lie.
+        make: opens it.
+        opened: reads of it what is needed, before anything is written.
+        facts: what is stored with the run.
+        flush_seconds: how long something may wait to be flushed.
+        on_full: what a full queue means.
+
+    Returns:
+        The journal, and the writer it writes to.
+    """
+    writer = make(checked_path(path))
+    if not writer.resumed:
+        undo.callback(writer.path.unlink, missing_ok=True)
+    undo.callback(writer.close)
+    opened(writer)
+    thread = StagedWriter(writer, flush_seconds, on_full)
+    journal = Journal(thread)
+    undo.callback(journal.close)
+    if writer.resumed:
+        start = int(facts["start"])
+        journal.event(start, "resumed", resumed(start, writer.before, facts))
+    return journal, thread
+
+
+class Attachment:
+    """The life of what is attached to a training: it counts, logs, and is closed, whatever happens."""
+
+    _taps: Taps
+    _journal: Journal
+    _account: Account
+    _finalizer: "weakref.finalize[[Journal, Account], Any]"
+    _open = True
+
+    def _live(self, taps: Taps, complete: Callable[[Journal, Account], None] | None = None) -> None:
+        """Begin.
+
+        Args:
+            taps: what is installed.
+            complete: writes the last of the record and closes it; the account and no more, if None.
+        """
+        self._taps = taps
+        # Runs at the latest when the interpreter ends; it must not keep this alive.
+        self._finalizer = weakref.finalize(self, complete or _complete, self._journal, self._account)
+
+    def step(self) -> None:
+        """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
+        if self._open:
+            self._taps.count()
+
+    def log(self, /, **scalars: Any) -> None:
+        """Record scalars of the user's own at the current step.
+
+        Args:
+            **scalars: numbers, or tensors and arrays that hold one. The step is counted already: one
+                given under the name `step` is not recorded, which is said once.
+        """
+        if self._open:
+            self._journal.log(self._taps.step, scalars)
+        else:
+            self._journal.say_once(
+                "closed", "log() was called after the tracker was closed; nothing was recorded."
+            )
+
+    def close(self) -> None:
+        """Detach from the model and the optimizers, and complete and close the file. Twice is harmless."""
+        if not self._open:
+            return
+        self._open = False
+        self._taps.remove()
+        self._detached()
+        self._finalizer()
+
+    def _detached(self) -> None:
+        """Let go of what only a training in progress needs."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self._open:
+            text = f"the loop was left by {kind.__name__}: {error}"
+            self._journal.event(self._taps.step, "exception", text)
+        self.close()
+
+
+def _complete(journal: Journal, account: Account) -> None:
+    journal.overhead(account)
+    journal.close()
