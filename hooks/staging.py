@@ -139,7 +139,7 @@ class StagedWriter:
             else:
                 writer.append(step, *found)
 
-        self._put(write, _LATE_BYTES, droppable=True)
+        self._dropped += not self._put(_Item(write, _LATE_BYTES), droppable=True)
 
     def log(self, step: int, name: str, value: float) -> None:
         """Pass a scalar of the user's own on."""
