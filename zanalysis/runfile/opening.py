@@ -28,7 +28,7 @@ from zanalysis.runfile.superblock import (
     without_marks,
 )
 
-__all__ = ["ask", "check_regular", "unmarked"]
+__all__ = ["ask", "check_regular", "is_marked", "unmarked"]
 
 T = TypeVar("T")
 
@@ -154,7 +154,7 @@ def _answer(path: Path, question: Callable[[Any, Committed], T]) -> T:
             _check_schema(path, file)
             done = Committed(*(int(n) for n in file["committed"][:]))
             size = path.stat().st_size
-            if size < done.size and _is_marked(path):
+            if size < done.size and is_marked(path):
                 raise _UnsettledError(_truncated(path, size, done.size))
             return question(file, done)
     except BlockingIOError as error:
@@ -202,7 +202,15 @@ def _check_whole(path: Path) -> None:
         raise _UnsettledError(f"{path} is open for writing in another program; close it there.")
 
 
-def _is_marked(path: Path) -> bool:
+def is_marked(path: Path) -> bool:
+    """Say whether a run file carries the marks of a writer that is at it, or was killed.
+
+    Args:
+        path: the file.
+
+    Returns:
+        False once the writer closed it, or `repair` mended it.
+    """
     with path.open("rb") as file:
         superblock = parse_superblock(file.read(SUPERBLOCK_BYTES))
     return superblock is None or superblock.flags != 0
