@@ -24,7 +24,7 @@ PARAMETERS = {
     "tucker2_error_surface": ["W"],
     "activation_span": ["model", "data", "layers"],
     "verify_glrl": ["run", "layers", "reference"],
-    "report": ["run", "out"],
+    "report": ["run", "out", "overwrite"],
     "compare": ["a", "b"],
 }
 
@@ -71,7 +71,6 @@ def test_attaching_loads_no_plotting_and_no_pandas():
     [
         lambda: za.analyze("x.pt"),
         lambda: za.compare("a.pt", "b.pt"),
-        lambda: za.report(None, "x.html"),
         lambda: za.to_xarray(None),
         lambda: za.verify_glrl(None),
         lambda: hooks.Recorder(None, schedule=hooks.every(1)),

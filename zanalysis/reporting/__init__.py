@@ -15,6 +15,8 @@ from zanalysis.reporting.page import page
 
 __all__ = ["report"]
 
+_TAKEN = "{} exists already; pass overwrite=True (--overwrite), or choose another name."
+
 
 def report(
     run: Source,
@@ -61,12 +63,8 @@ def _free(path: Path, overwrite: bool) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist; make it first, or choose another.")
     if path.exists() and not overwrite:
-        raise _taken(path)
+        raise InputError(_TAKEN.format(path))
     return path
-
-
-def _taken(path: Path) -> InputError:
-    return InputError(f"{path} exists already; pass overwrite=True (--overwrite), or choose another name.")
 
 
 def _write(path: Path, text: str, overwrite: bool) -> None:
@@ -93,6 +91,6 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
         finally:
             part.unlink(missing_ok=True)
     except FileExistsError as error:
-        raise _taken(path) from error
+        raise InputError(_TAKEN.format(path)) from error
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place.") from error

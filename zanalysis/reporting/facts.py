@@ -31,7 +31,10 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     yield "optimizer", "; ".join(_optimizers(attributes.get("optimizers")))
     if len(steps):
         plural = "steps" if len(steps) > 1 else "step"
-        yield "recorded", f"{number(len(steps))} {plural}, {number(int(steps[0]))} to {number(int(steps[-1]))}"
+        yield (
+            "recorded",
+            f"{number(len(steps))} {plural}, {number(int(steps[0]))} to {number(int(steps[-1]))}",
+        )
     else:
         yield "recorded", "no step yet"
     yield "schedule", _text(attributes.get("schedule"))

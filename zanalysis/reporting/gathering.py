@@ -109,8 +109,10 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path)
         # A layer may be called NA; what is no number in these columns is a name.
-        words = {name: str for name in ("checkpoint", *_KEYS, "status")}
-        return pd.read_csv(path, dtype=words, keep_default_na=False, na_values={"value": [""], "tolerance": [""]})
+        words = dict.fromkeys(("checkpoint", *_KEYS, "status"), str)
+        return pd.read_csv(
+            path, dtype=words, keep_default_na=False, na_values={"value": [""], "tolerance": [""]}
+        )
     except ImportError as error:
         raise InputError(f"reading {path} needs pyarrow; install it with: pip install pyarrow.") from error
     except (OSError, ValueError) as error:
@@ -191,7 +193,9 @@ def _of_table(table: pd.DataFrame, name: str) -> Record:
 def _words(status: pd.Series) -> tuple[tuple[str, ...], npt.NDArray[np.uint8]]:
     words = tuple(dict.fromkeys([*STATUSES, ABSENT, *status.unique()]))
     if len(words) > _CODES:
-        raise InputError(f"the column status holds {status.nunique()} different words; is it the right table?")
+        raise InputError(
+            f"the column status holds {status.nunique()} different words; is it the right table?"
+        )
     codes = {word: code for code, word in enumerate(words)}
     return words, status.map(codes).to_numpy(np.uint8)
 
@@ -208,5 +212,3 @@ class _Arrays:
         grid = np.full(self.shape, missing, numbers.dtype)
         grid[self.row, self.column] = numbers
         return grid
-
-

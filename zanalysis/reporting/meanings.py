@@ -77,7 +77,7 @@ def shapes_of(attributes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         if not isinstance(layer, dict) or view not in ("out", "in"):
             continue
         name, shape = layer.get("name"), layer.get("shape")
-        if not isinstance(name, str) or not _is_shape(shape):
+        if not isinstance(name, str) or not isinstance(shape, list) or not _is_shape(shape):
             continue
         names = layer.get("matrices")
         names = [one for one in names if isinstance(one, str)] if isinstance(names, list) else [name]
@@ -85,8 +85,8 @@ def shapes_of(attributes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, list) and len(shape) >= 2 and all(type(n) is int and n >= 0 for n in shape)
+def _is_shape(shape: Sequence[Any]) -> bool:
+    return len(shape) >= 2 and all(type(n) is int and n >= 0 for n in shape)
 
 
 def _matrix_shape(shape: Sequence[int], view: str, batch: bool) -> tuple[int, int]:

@@ -101,7 +101,11 @@ def _without_number(record: Record) -> Iterator[Notice]:
         code = record.words.index(word)
         rows = np.flatnonzero((bad[:, columns] & (record.status[:, columns] == code)).any(axis=1))
         steps = record.steps[rows]
-        where = f"at step {steps[0]}" if len(steps) == 1 else f"at {number(len(steps))} of {number(len(record.steps))} recorded steps, {steps[0]} to {steps[-1]}"
+        where = (
+            f"at step {steps[0]}"
+            if len(steps) == 1
+            else f"at {number(len(steps))} of {number(len(record.steps))} recorded steps, {steps[0]} to {steps[-1]}"
+        )
         metrics = list(dict.fromkeys(record.series[s].metric for s in columns))
         listed = ", ".join(metrics[:6]) + (", …" if len(metrics) > 6 else "")
         reason = _REASONS.get(word, "no reason is known for this word")
@@ -138,5 +142,6 @@ def _tied(record: Record, shapes: Mapping[str, tuple[int, int]]) -> Iterator[Not
         finite = np.flatnonzero(np.isfinite(record.value[:, s]))
         if len(finite) and record.value[finite[-1], s] < rows:
             distinct, step = int(record.value[finite[-1], s]), record.steps[finite[-1]]
-            text = f"Only {number(distinct)} of {number(rows)} rows are distinct at step {step}: {number(rows - distinct)} neurons repeat others."
+            text = f"Only {number(distinct)} of {number(rows)} rows are distinct at step {step}: "
+            text += f"{number(rows - distinct)} neurons repeat others."
             yield Notice("tied", one.layer, text)

@@ -15,11 +15,15 @@ from zanalysis.reporting.gathering import Record
 from zanalysis.reporting.latest import latest
 from zanalysis.reporting.meanings import shapes_of
 from zanalysis.reporting.notices import notices
-from zanalysis.reporting.payload import Watch, bounds, combo_name, payload
+from zanalysis.reporting.payload import Watch, bounds, payload
 from zanalysis.reporting.text import number, settings, visible
 from zanalysis.reporting.verdicts import judge
+from zanalysis.verify.verdict import PREDICTIONS
 
 __all__ = ["page"]
+
+_SCRIPTS = ("basics.js", "charts.js", "sections.js")  # one script, in this order
+_MISSING = "a report is drawn with plotly and jinja2; install them with: pip install 'zanalysis[report]'."
 
 
 def page(record: Record, watch: Watch = lambda done, of: None) -> str:
@@ -35,12 +39,12 @@ def page(record: Record, watch: Watch = lambda done, of: None) -> str:
     Raises:
         InputError: if the packages that draw are not installed.
     """
-    template, drawing = _environment().get_template("report.html.j2"), _plotly()
+    template, (key, drawing) = _environment().get_template("report.html.j2"), _plotly()
     shapes = shapes_of(record.attributes)
     judged = judge(record)
     limits = bounds(record, shapes, judged.bounds)
     data = payload(record, limits, watch)
-    style, script = (_asset(f"report.{suffix}") for suffix in ("css", "js"))
+    style, script = _asset("report.css"), "\n".join(map(_asset, _SCRIPTS))
     text: str = template.render(
         title=record.name,
         version=__version__,
@@ -55,10 +59,10 @@ def page(record: Record, watch: Watch = lambda done, of: None) -> str:
         events=record.events,
         style=style,
         script=script,
-        drawing=drawing[1],
+        drawing=drawing if data["series"] or data["logged"] or data["spectra"] else "",
         packed=_packed(json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)),
-        policy=f"script-src '{_hash(script)}' '{drawing[0]}'",
-        combo_name=combo_name,
+        policy=f"script-src '{_hash(script)}' '{key}'",
+        predictions=PREDICTIONS,
         number=number,
     )
     return text
@@ -68,7 +72,7 @@ def _environment() -> Any:
     try:
         import jinja2
     except ImportError as error:
-        raise _missing() from error
+        raise InputError(_MISSING) from error
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
@@ -78,10 +82,6 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _missing() -> InputError:
-    return InputError("a report is drawn with plotly and jinja2; install them with: pip install 'zanalysis[report]'.")
 
 
 def _asset(name: str) -> str:
@@ -94,11 +94,14 @@ def _plotly() -> tuple[str, str]:
 
     Returns:
         The hash, and gzip in base64.
+
+    Raises:
+        InputError: if it is not installed.
     """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise _missing() from error
+        raise InputError(_MISSING) from error
     text = str(get_plotlyjs())
     return _hash(text), _packed(text)
 

@@ -71,15 +71,15 @@ def bounds(
         For each series the bound and its name, or None.
     """
     by_theorem: dict[str, tuple[int, str]] = {}
-    for layer, bound, name in proved:
-        by_theorem.setdefault(layer, (bound, name))
-    found = []
+    for layer, least, name in proved:
+        by_theorem.setdefault(layer, (least, name))
+    found: list[tuple[int, str] | None] = []
     for one in record.series:
         bound = bound_of(one.metric, one.tensor, shapes.get(one.layer))
         theorem = by_theorem.get(one.layer)
         about = one.reference == "identity" and one.tensor == "weight"
         if theorem and about and one.metric in ("rank", "support_rows", "support_columns"):
-            bound = theorem if bound is None else min(bound, theorem, key=lambda b: b[0])
+            bound = theorem if bound is None or theorem[0] <= bound[0] else bound
         found.append(bound)
     return found
 
@@ -107,7 +107,7 @@ def payload(
     choice = thinned(record.steps, record.value, limit)
     watch(1, total)
     series = []
-    for s, one in enumerate(record.series):
+    for s, one in enumerate(record.series if len(record.steps) else ()):
         drawn = _line(record.steps, record.value[:, s], record.status[:, s], choice[s], record.words)
         if len(record.steps) <= limit:
             drawn["x"] = None
@@ -172,11 +172,11 @@ def _line(
         "y": significant(value[choice.rows]),
         "n": len(steps),
         "exact": choice.exact,
-        "first": point(0) if len(steps) else None,
-        "last": point(-1) if len(steps) else None,
+        "first": point(0),
+        "last": point(-1),
         "max": point(int(finite[value[finite].argmax()])) if len(finite) else None,
         "gaps": [
-            [gap.first, gap.last, gap.count, "several reasons" if gap.code < 0 else _word(words[gap.code])]
+            [gap.first, gap.last, gap.records, "several reasons" if gap.code < 0 else _word(words[gap.code])]
             for gap in found
         ],
     }
@@ -186,8 +186,10 @@ def _word(word: str) -> str:
     return "not finite" if word == "ok" else visible(word)
 
 
-def _spectra(record: Record, index: Mapping[str, int], told: Callable[[int], None]) -> Iterator[dict[str, Any]]:
-    if record.run is None:
+def _spectra(
+    record: Record, index: Mapping[str, int], told: Callable[[int], None]
+) -> Iterator[dict[str, Any]]:
+    if record.run is None or not len(record.steps):
         return
     keys = record.spectrum_keys
     for done, key in enumerate(keys, start=1):

@@ -37,13 +37,13 @@ class Gap(NamedTuple):
     Attributes:
         first: the first step.
         last: the last step.
-        count: how many recorded steps in between have no number.
+        records: how many recorded steps in between have no number.
         code: the status; -1 where several reasons stand side by side.
     """
 
     first: int
     last: int
-    count: int
+    records: int
     code: int
 
 

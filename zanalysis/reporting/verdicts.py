@@ -89,7 +89,9 @@ def _split(verdict: Verdict, run: Run) -> tuple[list[Verdict], list[Verdict]]:
     word = next(word for word in ("violated", "holds", "inconclusive") if word in words)
     shown = next(part for part in mine if part.verdict == word)
     why = "; ".join(dict.fromkeys(part.why for part in mine))
-    on_run = Verdict(verdict.claim, shown.verdict, shown.bound, shown.measured, why, shown.evidence, tuple(mine))
+    on_run = Verdict(
+        verdict.claim, shown.verdict, shown.bound, shown.measured, why, shown.evidence, tuple(mine)
+    )
     return [on_run], [part for part in verdict.parts if part not in mine]
 
 
