@@ -61,7 +61,9 @@ def test_tracker_takes_what_the_contract_says():
 
 
 def test_attaching_loads_no_plotting_and_no_pandas():
-    code = "import sys, hooks; print(sorted({'matplotlib', 'pandas', 'seaborn'} & set(sys.modules)))"
+    code = (
+        "import sys, hooks; print(sorted({'matplotlib', 'pandas', 'plotly', 'seaborn'} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -242,7 +242,8 @@ def _bar_if_slow(what: str, quiet: bool, after: float = 2.0) -> Iterator[Callabl
     finally:
         timer.cancel()
         timer.join()
-        bars.stop()
+        if bars.live.is_started:
+            bars.stop()
 
 
 def _say(sentence: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zanalysis.errors import InputError
 from zanalysis.reporting.gathering import Source, gather
-from zanalysis.reporting.page import page
+from zanalysis.reporting.rendering import page
 
 __all__ = ["report"]
 

@@ -56,7 +56,7 @@ function startTable() {
   const headers = [...$("values").tHead.rows[0].cells];
   const cellKey = (row, column) => {
     const cell = row.cells[column];
-    if (cell.dataset.key === undefined) return cell.textContent;
+    if (cell.dataset.key === undefined) return cell.dataset.metric ?? cell.textContent;
     return cell.dataset.key === "" ? null : Number(cell.dataset.key);
   };
   const compare = new Intl.Collator("en", { numeric: true }).compare;
@@ -79,7 +79,7 @@ function startTable() {
     const metric = $("row-metric").value, odd = $("row-odd").checked;
     let count = 0;
     rows.forEach((row, i) => {
-      const fits = words.every((word) => texts[i].includes(word)) && (!metric || row.cells[1].textContent === metric) &&
+      const fits = words.every((word) => texts[i].includes(word)) && (!metric || row.cells[1].dataset.metric === metric) &&
         (!odd || row.cells[9].textContent !== "ok");
       row.hidden = !fits;
       count += fits;

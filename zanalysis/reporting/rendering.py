@@ -15,7 +15,7 @@ from zanalysis.reporting.gathering import Record
 from zanalysis.reporting.latest import latest
 from zanalysis.reporting.meanings import shapes_of
 from zanalysis.reporting.notices import notices
-from zanalysis.reporting.payload import Watch, bounds, payload
+from zanalysis.reporting.payload import Watch, bounds, combo_name, payload
 from zanalysis.reporting.text import number, settings, visible
 from zanalysis.reporting.verdicts import judge
 from zanalysis.verify.verdict import PREDICTIONS
@@ -63,6 +63,7 @@ def page(record: Record, watch: Watch = lambda done, of: None) -> str:
         packed=_packed(json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)),
         policy=f"script-src '{_hash(script)}' '{key}'",
         predictions=PREDICTIONS,
+        combo_name=combo_name,
         number=number,
     )
     return text
