@@ -101,7 +101,7 @@ def layer_rows(attributes: Mapping[str, Any]) -> list[dict[str, str]]:
         shape = layer.get("shape")
         rows.append(
             {
-                "name": _text(layer.get("name")),
+                "name": _text(layer.get("name")) or "(no name)",
                 "shape": " × ".join(map(str, shape)) if isinstance(shape, list) else "",
                 "dtype": _text(layer.get("dtype")),
                 "start": _text(layer.get("start")),

@@ -16,7 +16,7 @@ function config() {
 
 function axes() {
   const look = { gridcolor: css("--grid"), linecolor: css("--line"), zerolinecolor: css("--grid"), tickcolor: css("--line") };
-  const x = { ...look, type: state.logSteps ? "log" : "linear", title: { text: plain(data.axis), standoff: 6 }, exponentformat: "power", tickformat: ",d" };
+  const x = { ...look, type: state.logSteps ? "log" : "linear", title: { text: plain(data.axis) }, exponentformat: "power", tickformat: ",d" };
   const [low, high] = state.range ?? everything;
   const margin = state.range ? 0 : (high - low) * 0.02 || 1;
   x.range = state.logSteps ? [Math.log10(Math.max(low, firstPositive)), Math.log10(Math.max(high, firstPositive + 1))] : [low - margin, high + margin];
@@ -105,18 +105,18 @@ function gapTraces(line) {
   return [{ x, y, text, yaxis: "y2", mode: "lines+markers", line: { color: stroke, width: 5 }, marker: { color: stroke, symbol: "x", size: 7 }, hovertemplate: "no number<br>%{text}<extra></extra>", name: "no number" }];
 }
 
-function lineTraces(line, { style, name, whole, depth, count }) {
-  const x = steps(line);
+function lineTraces(line, { style, name, whole, log, depth, count }) {
+  const x = steps(line), y = log ? line.y.map((v) => (v > 0 ? v : null)) : line.y;
   const few = line.n <= 25;
   const stroke = color(style);
   const trace = {
-    x, y: line.y, name: plain(name), mode: few ? "lines+markers" : "lines", connectgaps: false,
+    x, y, name: plain(name), mode: few ? "lines+markers" : "lines", connectgaps: false,
     line: { color: stroke, dash: DASHES[dash(style)], width: 1.7 + 1.6 * (count - 1 - depth), shape: whole ? "hv" : "linear" },
     marker: { color: stroke, size: 4 + 1.6 * (count - 1 - depth) },
     hovertemplate: "step %{x}<br>%{y:.6~g}<extra>%{fullData.name}</extra>", hoverlabel: { namelength: 40 },
   };
   // A line that never changes has its maximum everywhere.
-  const moves = line.y.some((y) => y !== null && y !== line.max[1]);
+  const moves = y.some((v) => v !== null && v !== line.max[1]);
   const maximum = moves && {
     x: [line.max[0]], y: [line.max[1]], mode: "markers", name: plain(`maximum, ${name}`), cliponaxis: false,
     marker: { symbol: "circle-open", size: 11, color: stroke, line: { width: 2, color: stroke } },
@@ -125,10 +125,11 @@ function lineTraces(line, { style, name, whole, depth, count }) {
   return maximum ? [trace, maximum] : [trace];
 }
 
-function lineLayout(lines, { log, whole, unit, bound }) {
+function lineLayout(lines, { log: wanted, whole, unit, bound }) {
+  const log = wanted && lines.some((line) => line.max?.[1] > 0); // an axis without a number breaks
   const layout = baseLayout();
   const highest = Math.max(...lines.map((line) => line.max?.[1] ?? -Infinity));
-  Object.assign(layout.yaxis, { type: log ? "log" : "linear", title: { text: plain(unit), standoff: 6 }, exponentformat: "power", minexponent: log ? 3 : 5 });
+  Object.assign(layout.yaxis, { type: log ? "log" : "linear", title: { text: plain(unit) }, exponentformat: "power", minexponent: log ? 3 : 5 });
   if (whole && !log) Object.assign(layout.yaxis, { rangemode: "tozero", tickformat: ",d", ...(highest < 6 ? { dtick: 1 } : {}) });
   if (bound && !log) layout.yaxis.rangemode = "tozero";
   layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };

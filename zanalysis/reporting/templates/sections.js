@@ -35,7 +35,7 @@ function trajectoryPanel(parent, members) {
     build: () => {
       const lines = visible();
       const lowest = lines.map((line) => line.bound).filter(Boolean).sort((a, b) => a[0] - b[0])[0] ?? null;
-      const traces = lines.flatMap((line, depth) => lineTraces(line, { style: styles.get(line.c), name: data.combos[line.c], whole: kind.whole, depth, count: lines.length }));
+      const traces = lines.flatMap((line, depth) => lineTraces(line, { style: styles.get(line.c), name: data.combos[line.c], whole: kind.whole, log: log(), depth, count: lines.length }));
       return { traces: [...traces, ...lines.flatMap(gapTraces)], layout: lineLayout(lines, { log: log(), whole: kind.whole, unit: kind.unit, bound: lowest }) };
     },
   });
@@ -144,7 +144,7 @@ function startLogged() {
       alternative: `${line.name} over ${data.axis}: ${course(line)}.`,
       captions: lineCaptions([{ line, name: line.name }], null, 0),
       build: () => ({
-        traces: [...lineTraces(line, { style: 0, name: line.name, whole: false, depth: 0, count: 1 }), ...gapTraces(line)],
+        traces: [...lineTraces(line, { style: 0, name: line.name, whole: false, log: line.log, depth: 0, count: 1 }), ...gapTraces(line)],
         layout: lineLayout([line], { log: line.log, whole: false, unit: clipped(line.name, 30), bound: null }),
       }),
     });
@@ -186,7 +186,7 @@ function showSpectra() {
       alternative: `Heat map of the ${rows} largest singular values of ${data.layers[one.l]} over ${data.axis}. At the last record: ${numbers}.`,
       build: () => {
         const layout = baseLayout();
-        Object.assign(layout.yaxis, { autorange: "reversed", title: { text: "singular value", standoff: 6 }, dtick: rows > 10 ? 5 : rows > 5 ? 2 : 1, tick0: 1, showgrid: false });
+        Object.assign(layout.yaxis, { autorange: "reversed", title: { text: "singular value" }, dtick: rows > 10 ? 5 : rows > 5 ? 2 : 1, tick0: 1, showgrid: false });
         return { traces: rows ? [spectrumTrace(one)] : [], layout };
       },
     });
