@@ -27,7 +27,7 @@ from hooks import RankTracker, every
 from zanalysis.errors import InputError, RunFileError
 from zanalysis.experiments.data import load
 from zanalysis.experiments.theorem1 import Case, Training, train
-from zanalysis.reporting import meanings, rendering, text, thinning, verdicts
+from zanalysis.reporting import gathering, meanings, payload, rendering, text, thinning, verdicts
 from zanalysis.runfile import RunWriter, Series, SpectrumKey
 from zanalysis.runfile.tables import COLUMNS
 from zanalysis.verify import exact_cases
@@ -144,6 +144,23 @@ def test_bounds_are_those_of_the_shape_or_of_the_theorem(perceptron, cnn, tmp_pa
     assert convolution["bound"] == [4, "min(m, n)"]  # of 4 × 1·3·3
 
 
+def test_a_theorem_bounds_only_what_it_is_about(tmp_path):
+    series = [
+        Series("W2", tensor, reference, rule, metric)
+        for tensor, reference, rule, metric in (
+            ("weight", "identity", "default", "rank"),
+            ("weight", "none", "default", "rank"),
+            ("weight", "identity", "none", "stable_rank"),
+            ("gradient", "identity", "default", "rank"),
+        )
+    ]
+    run_with(tmp_path / "a.h5", series, [[1, 1, 1, 1]])
+    found = payload.bounds(gathering.gather(tmp_path / "a.h5"), {"W2": (90, 80)}, (("W2", 64, "N_x"),))
+    assert found == [(64, "N_x"), (80, "min(m, n)"), (80, "min(m, n)"), (80, "min(m, n)")]
+    wide = payload.bounds(gathering.gather(tmp_path / "a.h5"), {"W2": (9, 8)}, (("W2", 64, "N_x"),))
+    assert wide[0] == (8, "min(m, n)")
+
+
 def test_shapes_follow_the_view():
     layers = [
         {"name": "conv", "matrices": ["conv"], "shape": [8, 4, 3, 3]},
@@ -165,6 +182,8 @@ def test_verdicts_on_the_run_stand_apart_from_mathematics(perceptron, cnn, tmp_p
     before, after = said.split("Checked anew, without this run")
     assert "holds (ii)" in before
     assert "is exactly zero outside" in before
+    assert "predicted ≤ 64" in before
+    assert "predicted = 4" in after  # Lemma 2
     assert "Lemma 2" in after
     assert "Lemma 2" not in before
     said = words(made(cnn, tmp_path))
@@ -252,7 +271,7 @@ def test_thinning_loses_no_extreme_and_no_gap(kind):
     value[5000:5003, 0] = np.nan
     value[7000, 1] = np.inf
     limit = 1000
-    for s, (rows, exact) in enumerate(thinning.thinned(steps, value, limit)):
+    for s, (rows, exact, _) in enumerate(thinning.thinned(steps, value, limit)):
         one = np.where(np.isfinite(value[:, s]), value[:, s], np.nan)
         kept = one[rows]
         assert len(rows) <= limit
@@ -269,7 +288,7 @@ def test_thinning_loses_no_extreme_and_no_gap(kind):
                 assert np.nanmax(one[inside]) == np.nanmax(kept[there])
                 assert np.nanmin(one[inside]) == np.nanmin(kept[there])
         assert np.isnan(one).any() == np.isnan(kept).any()
-    assert {kind != "walk"} == {exact for _, exact in thinning.thinned(steps, value, limit)[2:]}
+    assert {kind != "walk"} == {exact for _, exact, _ in thinning.thinned(steps, value, limit)[2:]}
 
 
 def test_gaps_are_merged_where_they_are_many():
@@ -294,7 +313,10 @@ def test_a_long_run_says_that_it_is_thinned(tmp_path):
     assert line["max"] == [32100, 99]
     assert 99 in line["y"]
     assert 32100 in line["x"]
-    assert "1 of 1 lines are drawn from fewer points than were recorded" in words(html)
+    said = (
+        "1 of 1 lines are drawn from fewer points than were recorded: the steps are parted into 400 buckets"
+    )
+    assert said in words(html)
 
 
 class Tags(HTMLParser):
@@ -472,6 +494,7 @@ def test_a_page_is_not_overwritten_and_never_half_written(cnn, tmp_path, monkeyp
 def test_without_the_extra_one_sentence_says_so(package, cnn, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     rendering._plotly.cache_clear()
+    rendering._template.cache_clear()
     with pytest.raises(InputError, match=r"pip install 'zanalysis\[report\]'"):
         za.report(cnn, tmp_path / "a.html")
     assert not list(tmp_path.iterdir())

@@ -43,7 +43,6 @@ app.add_typer(verify, name="verify")
 _out = Console()
 _err = Console(stderr=True)
 
-_RELATIONS = {"(i)": "=", "(iii)": ">", "Lemma 2": "="}
 _COLORS = {"holds": "green", "violated": "red", "inconclusive": "yellow"}
 
 
@@ -141,13 +140,13 @@ def theorem1(
 
 
 def _show_verdicts(verdicts: "list[Verdict]", title: str) -> None:
-    from zanalysis.verify.verdict import PREDICTIONS
+    from zanalysis.verify.verdict import PREDICTIONS, RELATIONS
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in ("claim", "prediction", "measured", "verdict"):
         table.add_column(column, no_wrap=column in ("claim", "verdict"))
     for verdict in verdicts:
-        relation = _RELATIONS.get(verdict.claim, "≤")
+        relation = RELATIONS.get(verdict.claim, "≤")
         measured = "–" if verdict.measured is None else f"{verdict.measured:g}"
         bound = "" if verdict.bound is None else f" ({relation} {verdict.bound:g})"
         color = _COLORS[verdict.verdict]

@@ -7,9 +7,9 @@
 `kinds`           one for each (metric, tensor): what a panel shows
 `combos`          one for each (reference, tolerance rule): what a line in a panel is
 `series`          `l`, `k`, `c`: indices into the three lists; `x` (None: `steps`) and `y`: the points, gaps as
-                  None; `n`: how many were recorded; `exact`: whether leaving points out lost nothing; `first`,
-                  `last`, `max`: [step, value]; `gaps`: [first step, last step, count, word]; `bound`: [value,
-                  name] or None; `o`: values at the steps of `overview`
+                  None; `n`: how many were recorded; `exact`: whether leaving points out lost nothing, if not
+                  `buckets` were kept; `first`, `last`, `max`: [step, value]; `gaps`: [first step, last step,
+                  count, word]; `bound`: [value, name] or None; `o`: values at the steps of `overview`
 `overview`        steps at which all layers are compared
 `spectra`         `l`, `tensor`, `reference`; `x`: steps; `z`: a list for each singular value; `n`; `nan`
 `logged`          `name`, and `x`, `y`, `n`, `exact`, `first`, `last`, `max`, `gaps` as for a series
@@ -172,6 +172,7 @@ def _line(
         "y": significant(value[choice.rows]),
         "n": len(steps),
         "exact": choice.exact,
+        "buckets": choice.buckets,
         "first": point(0),
         "last": point(-1),
         "max": point(int(finite[value[finite].argmax()])) if len(finite) else None,

@@ -18,7 +18,7 @@ from zanalysis.reporting.notices import notices
 from zanalysis.reporting.payload import Watch, bounds, combo_name, payload
 from zanalysis.reporting.text import number, settings, visible
 from zanalysis.reporting.verdicts import judge
-from zanalysis.verify.verdict import PREDICTIONS
+from zanalysis.verify.verdict import PREDICTIONS, RELATIONS
 
 __all__ = ["page"]
 
@@ -39,7 +39,7 @@ def page(record: Record, watch: Watch = lambda done, of: None) -> str:
     Raises:
         InputError: if the packages that draw are not installed.
     """
-    template, (key, drawing) = _environment().get_template("report.html.j2"), _plotly()
+    template, (key, drawing) = _template(), _plotly()
     shapes = shapes_of(record.attributes)
     judged = judge(record)
     limits = bounds(record, shapes, judged.bounds)
@@ -63,18 +63,28 @@ def page(record: Record, watch: Watch = lambda done, of: None) -> str:
         packed=_packed(json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)),
         policy=f"script-src '{_hash(script)}' '{key}'",
         predictions=PREDICTIONS,
+        relations=RELATIONS,
         combo_name=combo_name,
         number=number,
     )
     return text
 
 
-def _environment() -> Any:
+@cache
+def _template() -> Any:
+    """Compile the template.
+
+    Returns:
+        The template.
+
+    Raises:
+        InputError: if jinja2 is not installed.
+    """
     try:
         import jinja2
     except ImportError as error:
         raise InputError(_MISSING) from error
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
         # Whatever a template prints goes through here; strings of our own assets are marked safe, and pass.
@@ -83,6 +93,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template("report.html.j2")
 
 
 def _asset(name: str) -> str:

@@ -25,10 +25,12 @@ class Thinned(NamedTuple):
     Attributes:
         rows: which of the recorded points, increasing.
         exact: whether those left out lie on the line that is drawn.
+        buckets: into how many the steps were parted, if not.
     """
 
     rows: npt.NDArray[np.intp]
     exact: bool
+    buckets: int = 0
 
 
 class Gap(NamedTuple):
@@ -64,10 +66,11 @@ def thinned(steps: Steps, value: Floats, limit: int) -> list[Thinned]:
     finite = np.where(np.isfinite(value), value, np.nan)
     ends = _ends_of_repetitions(finite)
     few = ends.sum(axis=0) <= limit
-    picks = _bucketed(steps, finite[:, ~few], max(2, limit // 5))
+    buckets = max(2, limit // 5)
+    picks = _bucketed(steps, finite[:, ~few], buckets)
     many = iter(picks)
     return [
-        Thinned(np.flatnonzero(ends[:, s]), True) if few[s] else Thinned(next(many), False)
+        Thinned(np.flatnonzero(ends[:, s]), True) if few[s] else Thinned(next(many), False, buckets)
         for s in range(value.shape[1])
     ]
 

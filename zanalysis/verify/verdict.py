@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-__all__ = ["PREDICTIONS", "Judgement", "Verdict", "combined", "plain"]
+__all__ = ["PREDICTIONS", "RELATIONS", "Judgement", "Verdict", "combined", "plain"]
 
 PREDICTIONS = {
     "(i)": "a random perturbation has full rank N_h",
@@ -19,6 +19,9 @@ PREDICTIONS = {
     "second cap": "Hadamard's rank(W_l − I) ≤ p + N_y, p = 2^⌈log₂ N_x⌉",
 }
 """What each claim of Theorem 1 predicts, in a few words."""
+
+RELATIONS = {"(i)": "=", "(iii)": ">", "Lemma 2": "="}
+"""How what is measured is to stand to the bound, where not ≤."""
 
 Judgement = Literal["holds", "violated", "inconclusive"]
 
