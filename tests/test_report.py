@@ -124,6 +124,7 @@ def test_the_summary_says_what_was_trained(cnn, tmp_path):
     ):
         assert fact in said
     assert "11 steps, 0 to 20" in said
+    assert "Warnings (0)" in said  # no row repeats another, no number is missing
     assert '"torch_seed"' in said  # the settings, as recorded
 
 
