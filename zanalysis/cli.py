@@ -9,7 +9,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,16 +44,6 @@ app.add_typer(verify, name="verify")
 _out = Console()
 _err = Console(stderr=True)
 
-PREDICTIONS = {
-    "(i)": "a random perturbation has full rank N_h",
-    "(ii)": "under the partial identity rank(W_l − I) ≤ N_x at every step",
-    "(iii)": "Hadamard's activations span more than N_x",
-    "Lemma 1": "rank Σ a⊗b ≤ min(dim span a, dim span b)",
-    "Lemma 2": "N_h = 4, N_x = 3: the span has dimension 4",
-    "linear control": "a linear network spans at most N_x",
-    "second cap": "Hadamard's rank(W_l − I) ≤ p + N_y, p = 2^⌈log₂ N_x⌉",
-}
-_RELATIONS = {"(i)": "=", "(iii)": ">", "Lemma 2": "="}
 _COLORS = {"holds": "green", "violated": "red", "inconclusive": "yellow"}
 
 
@@ -149,11 +141,13 @@ def theorem1(
 
 
 def _show_verdicts(verdicts: "list[Verdict]", title: str) -> None:
+    from zanalysis.verify.verdict import PREDICTIONS, RELATIONS
+
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for column in ("claim", "prediction", "measured", "verdict"):
         table.add_column(column, no_wrap=column in ("claim", "verdict"))
     for verdict in verdicts:
-        relation = _RELATIONS.get(verdict.claim, "≤")
+        relation = RELATIONS.get(verdict.claim, "≤")
         measured = "–" if verdict.measured is None else f"{verdict.measured:g}"
         bound = "" if verdict.bound is None else f" ({relation} {verdict.bound:g})"
         color = _COLORS[verdict.verdict]
@@ -243,6 +237,48 @@ def repair(run: Annotated[Path, typer.Argument(help="the run file of a training 
     else:
         sentence = f"{run}: nothing to mend; its writer had closed it."
     _out.print(escape(sentence), highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: zanalysis report run.h5 --out report.html")
+def report(
+    run: Annotated[Path, typer.Argument(help="a run file, or a table saved as .csv or .parquet")],
+    out: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a page that is there")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bar")] = False,
+) -> None:
+    """Write one self-contained HTML page of a run: trajectories, spectra, verdicts, warnings, settings."""
+    from zanalysis.reporting import report as write_report
+
+    with _bar_if_slow("report", quiet) as watch:
+        path = write_report(run, out, overwrite=overwrite, watch=watch)
+    typer.echo(path)
+
+
+@contextmanager
+def _bar_if_slow(what: str, quiet: bool, after: float = 2.0) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on standard error once something has taken a while.
+
+    Args:
+        what: stands before the bar.
+        quiet: never show it.
+        after: seconds.
+
+    Yields:
+        A function to be told how many of how many parts are done.
+    """
+    bars = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=_err, disable=quiet
+    )
+    bar = bars.add_task(what, total=None)
+    timer = threading.Timer(after, bars.start)
+    timer.start()
+    try:
+        yield lambda done, of: bars.update(bar, completed=done, total=of)
+    finally:
+        timer.cancel()
+        timer.join()
+        if bars.live.is_started:
+            bars.stop()
 
 
 def _say(sentence: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zanalysis.errors import InputError
-from zanalysis.runfile.opening import ask
+from zanalysis.runfile.opening import ask, is_marked
 from zanalysis.runfile.schema import Committed, Series, SpectrumKey
 from zanalysis.runfile.tables import Spectra, event_table, logged_table, overhead_table, scalar_table
 from zanalysis.runfile.tensor_layout import tensor_keys
@@ -75,14 +75,24 @@ class Run:
             value and tolerance float64, in the unit of the metric and of the weights; sorted by step,
             layer, tensor, reference, metric. Empty if nothing is recorded yet.
         """
+        return scalar_table(self.series, *self.arrays())
 
-        def arrays(file: Any, done: Committed) -> list[Any]:
+    def arrays(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return what `table` lays out as it is stored, in a tenth of the memory.
+
+        Returns:
+            The steps, int64 `[T]`; values and tolerances, float64 `[T, S]`; statuses, uint8 `[T, S]`,
+            codes into `STATUSES`. Column s is `series[s]`.
+        """
+
+        def stored(file: Any, done: Committed) -> list[Any]:
             return [
                 _first(file[f"scalars/{name}"], done.steps)
                 for name in ("step", "value", "tolerance", "status")
             ]
 
-        return scalar_table(self.series, *ask(self.path, arrays))
+        steps, value, tolerance, status = ask(self.path, stored)
+        return steps, value, tolerance, status
 
     def spectra(self, layer: str, tensor: str = "weight", reference: str | None = None) -> Spectra:
         """Return the recorded singular values of one layer.
@@ -169,6 +179,16 @@ class Run:
 
         steps: npt.NDArray[np.int64] = ask(self.path, recorded)
         return steps
+
+    @property
+    def spectrum_keys(self) -> tuple[SpectrumKey, ...]:
+        """Which spectra are recorded: layer, tensor, reference."""
+        return self._spectra
+
+    @property
+    def finished(self) -> bool:
+        """Whether the writer closed the file, rather than being at it still or having been killed."""
+        return not is_marked(self.path)
 
     @property
     def layers(self) -> list[str]:

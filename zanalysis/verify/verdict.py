@@ -7,7 +7,21 @@ from typing import Any, Literal
 
 import pandas as pd
 
-__all__ = ["Judgement", "Verdict", "combined", "plain"]
+__all__ = ["PREDICTIONS", "RELATIONS", "Judgement", "Verdict", "combined", "plain"]
+
+PREDICTIONS = {
+    "(i)": "a random perturbation has full rank N_h",
+    "(ii)": "under the partial identity rank(W_l − I) ≤ N_x at every step",
+    "(iii)": "Hadamard's activations span more than N_x",
+    "Lemma 1": "rank Σ a⊗b ≤ min(dim span a, dim span b)",
+    "Lemma 2": "N_h = 4, N_x = 3: the span has dimension 4",
+    "linear control": "a linear network spans at most N_x",
+    "second cap": "Hadamard's rank(W_l − I) ≤ p + N_y, p = 2^⌈log₂ N_x⌉",
+}
+"""What each claim of Theorem 1 predicts, in a few words."""
+
+RELATIONS = {"(i)": "=", "(iii)": ">", "Lemma 2": "="}
+"""How what is measured is to stand to the bound, where not ≤."""
 
 Judgement = Literal["holds", "violated", "inconclusive"]
 
