@@ -79,7 +79,9 @@ def select_layers(model: nn.Module, selection: Selection = None, view: View = "o
             "rows and two columns; pass the model that holds the layers."
         )
     by_name = {layer.name: layer for layer in candidates}
-    names = selected(selection, {name: partial(getattr, layer, "parameter") for name, layer in by_name.items()})
+    names = selected(
+        selection, {name: partial(getattr, layer, "parameter") for name, layer in by_name.items()}
+    )
     return [by_name[name] for name in names]
 
 

@@ -20,7 +20,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from zanalysis import cli_offline
 from zanalysis._version import __version__
+from zanalysis.analyzers.naming import inert
 from zanalysis.errors import ZAnalysisError
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ app = typer.Typer(
 )
 verify = typer.Typer(help="Judge a claim of the ZerO paper on real trainings.", no_args_is_help=True)
 app.add_typer(verify, name="verify")
+cli_offline.register(app)
 
 _out = Console()
 _err = Console(stderr=True)
@@ -210,7 +213,7 @@ def info(run: Annotated[Path, typer.Argument(help="a run file")]) -> None:
 
 
 def _say(sentence: str) -> None:
-    _err.print(f"[red]zanalysis:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
+    _err.print(f"[red]zanalysis:[/red] {escape(inert(sentence))}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

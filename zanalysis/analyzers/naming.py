@@ -5,11 +5,12 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from zanalysis.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Pattern", "Selection", "inert", "layer_name", "plain", "selected"]
 
@@ -77,13 +78,16 @@ def layer_name(qualified: str) -> str:
     return plain(".".join(parts))
 
 
-def selected(selection: Selection, candidates: Mapping[str, Callable[[], Tensor]]) -> list[str]:
+def selected(
+    selection: Selection, candidates: Mapping[str, Callable[[], "Tensor"]], strict: bool = True
+) -> list[str]:
     """Choose layers by name.
 
     Args:
         selection: None for all; else names, globs, compiled regular expressions, predicates
             `name -> bool` or `(name, parameter) -> bool`, or several of these.
         candidates: what there is to choose from: a function that gives the parameter, by name.
+        strict: whether a pattern must match something.
 
     Returns:
         The names chosen, in the order of the candidates.
@@ -104,16 +108,16 @@ def selected(selection: Selection, candidates: Mapping[str, Callable[[], Tensor]
     chosen: set[str] = set()
     for pattern in patterns:
         matching = {name for name, parameter in candidates.items() if _matches(pattern, name, parameter)}
-        if not matching:
+        if not matching and strict:
             shown = pattern if isinstance(pattern, str) else getattr(pattern, "pattern", "the predicate")
             raise InputError(f"no layer matches {shown!r}; {did_you_mean(str(shown), candidates)}")
         chosen |= matching
-    if not chosen:
+    if not patterns:
         raise InputError("layers is empty; pass None for every layer, or some names.")
     return [name for name in candidates if name in chosen]
 
 
-def _matches(pattern: Pattern, name: str, parameter: Callable[[], Tensor]) -> bool:
+def _matches(pattern: Pattern, name: str, parameter: Callable[[], "Tensor"]) -> bool:
     if isinstance(pattern, str):
         return name == pattern or fnmatchcase(name, pattern)
     if isinstance(pattern, re.Pattern):
