@@ -18,14 +18,14 @@ from zanalysis.checkpoints import StoredTensor
 from zanalysis.errors import InputError, ZAnalysisError, did_you_mean
 from zanalysis.sweep.cluster import connected
 from zanalysis.sweep.journal import Journal, described, fingerprint
-from zanalysis.sweep.layers import layers_of, tensors_by_layer
+from zanalysis.sweep.layers import StoredLayer, layers_of, tensors_by_layer
 from zanalysis.sweep.references import named_references, source_of
 from zanalysis.sweep.running import Runner, carried_out, in_turn, side_by_side
 from zanalysis.sweep.saving import checked_target, save
 from zanalysis.sweep.splitting import Split, checked_split
 from zanalysis.sweep.states import Paths, State, found, states
 from zanalysis.sweep.table import Measured, tidy
-from zanalysis.sweep.work import Outcome, Work, columns_of
+from zanalysis.sweep.work import Outcome, Source, Work, columns_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -250,17 +250,19 @@ class Analysis:
             planned += len(layers)
             self._total = round(planned * len(self._paths) / opened)
             for layer in layers:
-                references = {n: source_of(g, layer, self._first) for n, g in self._references.items()}
                 yield Work(
                     state.place,
                     f"{state.fingerprint}:{layer.name}",
                     state.label,
                     state.step,
                     layer,
-                    references,
+                    self._sources(layer),
                     self._plan,
                     self._view,
                 )
+
+    def _sources(self, layer: StoredLayer) -> dict[str, Source]:
+        return {name: source_of(given, layer, self._first) for name, given in self._references.items()}
 
     def _not_read(self, state: State) -> None:
         assert state.error is not None

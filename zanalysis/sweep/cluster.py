@@ -1,7 +1,8 @@
 """Units of work on `dask.distributed`: processes of this machine, or a scheduler's workers anywhere.
 
 Dask is an extra (`pip install 'zanalysis[dask]'`) and imported only here. A worker that dies is replaced, and
-what it was doing is done again elsewhere; what three workers died of becomes a row with the status ``error``.
+what it was doing is done again elsewhere; what several workers died of is tried once more by itself, because Dask blames all that such a worker had
+waiting, and then becomes a row with the status ``error``.
 Workers read the checkpoints themselves, so that their paths must mean the same there as here.
 """
 
@@ -95,6 +96,7 @@ def _results(client: Any, tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
     distributed: Any = importlib.import_module("distributed")
     room = _AHEAD * max(1, sum(client.nthreads().values()))
     pending: dict[Any, T] = {}
+    blamed: list[T] = []
     waiting = iter(tasks)
     ready = distributed.as_completed(loop=client.loop, raise_errors=False)
 
@@ -109,9 +111,16 @@ def _results(client: Any, tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
         while pending:
             future = next(ready)
             task = pending.pop(future)
-            yield task, _outcome(future, task)
+            if future.status == "error" and isinstance(future.exception(), distributed.KilledWorker):
+                blamed.append(task)
+            else:
+                yield task, _outcome(future, task)
             future.release()
             fill()
+        for task in blamed:
+            future = client.submit(_run, task, pure=False, retries=2)
+            distributed.wait(future)
+            yield task, _outcome(future, task)
     finally:
         with contextlib.suppress(Exception):
             client.cancel(list(pending), force=True)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -12,8 +13,10 @@ from zanalysis.analyzers.metrics import NONE
 from zanalysis.analyzers.naming import Selection, plain
 from zanalysis.errors import InputError
 from zanalysis.sweep.analysis import Analysis, Progress
+from zanalysis.sweep.layers import StoredLayer
 from zanalysis.sweep.splitting import Split
 from zanalysis.sweep.states import Paths, State, found
+from zanalysis.sweep.work import Absent, Source
 
 __all__ = ["Comparison", "compare", "side_by_side"]
 
@@ -92,6 +95,7 @@ class Comparison(Analysis):
         Raises:
             InputError: if a and b are the same file.
         """
+        self._new: set[str] = set()
         self._pair = [_one(a), _one(b)]
         if self._pair[0].resolve() == self._pair[1].resolve():
             raise InputError(f"got {self._pair[0]} twice; name two different checkpoints to compare.")
@@ -110,12 +114,21 @@ class Comparison(Analysis):
         yield next(state for state in opened if state.place[0] == 0)
         yield [state for state in opened if state.place[0] == 1][-1]
 
+    def _sources(self, layer: StoredLayer) -> dict[str, Source]:
+        sources = super()._sources(layer)
+        if isinstance(sources["init"], Absent):
+            self._new |= set(layer.names)
+            sources["init"] = replace(sources["init"], expected=True)
+        return sources
+
     @property
     def table(self) -> pd.DataFrame:
         """The rows that there are so far; the change of a from itself is not among them."""
         table = super().table
-        itself = (table["checkpoint"] == plain(str(self._pair[0]))) & (table["reference"] == "init")
-        return table[~itself].reset_index(drop=True)
+        change = table["reference"] == "init"
+        itself = change & (table["checkpoint"] == plain(str(self._pair[0])))
+        new = change & table["layer"].isin(self._new)
+        return table[~(itself | new)].reset_index(drop=True)
 
 
 def _one(path: Path) -> FilePath:

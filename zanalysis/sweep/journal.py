@@ -121,7 +121,11 @@ class Journal:
                     for line, end in _whole_lines(before):
                         self.kept[line["key"]] = line["outcome"]
                         whole = end
-                elif head is not None and not overwrite:
+                elif not overwrite and not _is_ours(head) and self.path.stat().st_size:
+                    raise InputError(
+                        f"{self.path} is not what an interrupted sweep left; move it away, or choose another name."
+                    )
+                elif not overwrite and _is_ours(head):
                     raise InputError(
                         f"{self.path} is what an interrupted sweep with other settings left; finish that one, remove "
                         "the file, choose another name, or pass overwrite (--overwrite)."
@@ -176,6 +180,10 @@ def _first_line(file: IO[bytes]) -> tuple[Any, int]:
         if line.endswith(b"\n"):
             return json.loads(line), len(line)
     return None, 0
+
+
+def _is_ours(head: Any) -> bool:
+    return isinstance(head, dict) and "zanalysis_sweep" in head
 
 
 def _whole_lines(file: IO[bytes]) -> Iterator[tuple[dict[str, Any], int]]:

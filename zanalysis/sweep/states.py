@@ -9,7 +9,7 @@ from typing import Any
 
 from zanalysis.analyzers.naming import inert, plain
 from zanalysis.checkpoints import Checkpoint, find_checkpoints, open_checkpoints
-from zanalysis.checkpoints.names import step_in_name
+from zanalysis.checkpoints.names import natural, step_in_name
 from zanalysis.errors import InputError, ZAnalysisError
 from zanalysis.sweep.journal import fingerprint
 
@@ -66,7 +66,8 @@ def found(paths: Paths) -> list[Path]:
             f"there is no checkpoint in {', '.join(str(path) for path in named) or 'an empty list'}; name a file, or a "
             "folder that holds some."
         )
-    return list(dict.fromkeys(checkpoints))
+    # A shell expands `*.pt` so that step 10 comes before step 5.
+    return sorted(dict.fromkeys(checkpoints), key=lambda path: natural(str(path)))
 
 
 def states(paths: Sequence[Path], labels: Sequence[str] | None = None) -> Iterator[State]:

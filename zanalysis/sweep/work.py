@@ -30,9 +30,11 @@ class Absent:
 
     Attributes:
         why: a sentence.
+        expected: whether that is as it should be, and not worth a line in the log.
     """
 
     why: str
+    expected: bool = False
 
 
 Source = StoredTensor | Tensor | Absent | str | None
@@ -162,6 +164,9 @@ def measure(work: Work) -> Outcome:
     errors: dict[str, None] = {}
 
     def failed(key: Key, error: Exception) -> None:
+        source = work.references.get(key.reference)
+        if isinstance(source, Absent) and source.expected:
+            return
         errors[f"{key.metric} (reference {key.reference}): {type(error).__name__}: {error}"] = None
 
     try:
