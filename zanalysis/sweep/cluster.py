@@ -119,7 +119,8 @@ def _results(client: Any, tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
             fill()
         for task in blamed:
             future = client.submit(_run, task, pure=False, retries=2)
-            distributed.wait(future)
+            ready.add(future)
+            next(ready)
             yield task, _outcome(future, task)
     finally:
         with contextlib.suppress(Exception):
