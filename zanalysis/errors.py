@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "CheckpointError",
     "InputError",
     "NotBuiltYetError",
     "RunFileError",
@@ -18,6 +19,10 @@ class ZAnalysisError(Exception):
 
 class InputError(ZAnalysisError, ValueError):
     """An argument is not of the kind, shape or range that was expected."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, foreign or damaged, or brings something that is not read."""
 
 
 class RunFileError(ZAnalysisError, OSError):
