@@ -10,7 +10,7 @@ from torch import nn
 
 import zanalysis as za
 
-MODULE = '''
+MODULE = """
 import torch
 from torch import nn
 
@@ -24,7 +24,7 @@ def model_only():
     return build()[0]
 
 number = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -46,7 +46,9 @@ def always_dies(matrix):
 def test_two_workers_give_the_table_of_this_process(folder, tmp_path):
     here = za.analyze(folder, reference=["init", None], metrics=("rank", "stable_rank", "support"))
     out = tmp_path / "there.parquet"
-    there = za.analyze(folder, reference=["init", None], metrics=("rank", "stable_rank", "support"), workers=2, out=out)
+    there = za.analyze(
+        folder, reference=["init", None], metrics=("rank", "stable_rank", "support"), workers=2, out=out
+    )
     pd.testing.assert_frame_equal(there, here, rtol=1e-6)
     pd.testing.assert_frame_equal(pd.read_parquet(out), there)
 
@@ -73,7 +75,9 @@ def test_what_every_worker_dies_of_is_a_row(tmp_path, monkeypatch, caplog):
 def test_killing_a_process_of_a_users_own_cluster(folder):
     here = za.analyze(folder)
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         pids = list(client.run(os.getpid).values())
@@ -99,5 +103,5 @@ def test_without_dask_it_says_what_to_install(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_said(folder):
-    with pytest.raises(za.ZAnalysisError, match="no Dask scheduler answers at 'tcp://127.0.0.1:1'"):
+    with pytest.raises(za.ZAnalysisError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:1'"):
         za.analyze(folder, scheduler="tcp://127.0.0.1:1")

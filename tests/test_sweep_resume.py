@@ -73,7 +73,9 @@ def test_interrupted_and_resumed_gives_the_same_table(folder, tmp_path, monkeypa
         rows = json.loads(out.read_text())
         assert len(rows) == len(whole)
         assert rows[0]["value"] is None
-        pd.testing.assert_series_equal(pd.DataFrame(rows)["value"].astype(float), whole["value"], check_exact=True)
+        pd.testing.assert_series_equal(
+            pd.DataFrame(rows)["value"].astype(float), whole["value"], check_exact=True
+        )
 
 
 def test_a_line_cut_short_is_measured_again(folder, tmp_path, monkeypatch):
@@ -103,7 +105,9 @@ def test_what_changed_since_is_measured_again(folder, tmp_path, monkeypatch):
 def test_what_failed_is_tried_again(folder, tmp_path, monkeypatch):
     out, real = tmp_path / "table.csv", work_module.measure
     with monkeypatch.context() as patch:
-        patch.setattr(work_module, "measure", lambda w: w.failed(OSError("away")) if "layer1" in str(w) else real(w))
+        patch.setattr(
+            work_module, "measure", lambda w: w.failed(OSError("away")) if "layer1" in str(w) else real(w)
+        )
         patch.setattr("zanalysis.sweep.analysis.save", lambda *_: stop())
         with pytest.raises(KeyboardInterrupt):
             za.analyze(folder, out=out)

@@ -73,7 +73,7 @@ def bar(description: str, quiet: bool = False) -> Iterator[Callable[[int, int], 
 
     Args:
         description: what takes long.
-        quiet: show none.
+        quiet: show none; nor is one shown where standard error is no terminal.
 
     Yields:
         What is to be told how much is done, and of how much.
@@ -86,7 +86,7 @@ def bar(description: str, quiet: bool = False) -> Iterator[Callable[[int, int], 
         TimeRemainingColumn(),
         console=err,
         transient=True,
-        disable=quiet,
+        disable=quiet or not err.is_terminal,
     ) as bars:
         task = bars.add_task(description, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

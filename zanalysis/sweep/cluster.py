@@ -1,9 +1,9 @@
 """Units of work on `dask.distributed`: processes of this machine, or a scheduler's workers anywhere.
 
 Dask is an extra (`pip install 'zanalysis[dask]'`) and imported only here. A worker that dies is replaced, and
-what it was doing is done again elsewhere; what several workers died of is tried once more by itself, because Dask blames all that such a worker had
-waiting, and then becomes a row with the status ``error``.
-Workers read the checkpoints themselves, so that their paths must mean the same there as here.
+what it was doing is done again elsewhere. What several workers died of is tried once more by itself, because
+Dask blames all that such a worker had waiting, and then becomes a row with the status ``error``. Workers read
+the checkpoints themselves, so that their paths must mean the same there as here.
 """
 
 import contextlib
