@@ -1,8 +1,9 @@
 """Mutated checkpoints through the command line, one after the other in this process: `fuzz_analyze.py FOLDER`.
 
 Every tenth file goes through the parsing of the arguments too, which takes longer than all the rest and has
-nothing to do with the file. A process of its own, because it limits its memory, and because a signal would end it. It prints one line of JSON
-for each file: name, exit code, what was said, seconds; and, last, the peak memory in bytes.
+nothing to do with the file. A process of its own, because it limits its memory, and because a signal would end
+it. It writes one line of JSON for each file: name, exit code, messages, results, seconds; and, last, the peak
+memory in bytes.
 """
 
 import contextlib
@@ -43,6 +44,12 @@ def analyzed(path, parsing=True):
     return code, said.getvalue(), results.getvalue()
 
 
+def tell(line):
+    """Write a line that is there also if this process ends with the next."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main(folder):
     """Analyze every file of the folder."""
     import torch
@@ -60,8 +67,8 @@ def main(folder):
         code, said, results = analyzed(path, parsing=i % 10 == 0)
         signal.alarm(0)
         took = time.perf_counter() - began
-        print(json.dumps([path.name, code, said, results, took]), flush=True)
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024), flush=True)
+        tell(json.dumps([path.name, code, said, results, took]))
+    tell(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
 if __name__ == "__main__":

@@ -70,9 +70,7 @@ def test_a_folder_is_a_trajectory(command, checkpoints):
 
 
 def test_results_are_json_and_messages_are_not_among_them(command, checkpoints):
-    code, results, messages = command(
-        "analyze", checkpoints, "--json", "--reference", "none", "--reference", "init"
-    )
+    code, results, _ = command("analyze", checkpoints, "--json", "--reference", "none", "--reference", "init")
     assert code == 0
     table = za.analyze(checkpoints, reference=[None, "init"])
     assert json.loads(results) == as_records(table)

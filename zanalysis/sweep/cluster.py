@@ -73,7 +73,7 @@ def _local(workers: int) -> Any:
         n_workers=workers,
         threads_per_worker=1,
         processes=True,
-        dashboard_address=None,
+        dashboard_address=":0",
         memory_limit=0,
         silence_logs=logging.CRITICAL,
         env=dict.fromkeys(_BLAS, "1"),
