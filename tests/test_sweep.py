@@ -1,6 +1,8 @@
 """Checkpoints measured offline: the numbers a tracker gives live, in a fixed order, whatever the file."""
 
 import re
+import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from zanalysis.checkpoints import open_checkpoint
 from zanalysis.runfile.tables import COLUMNS
 from zanalysis.sweep import side_by_side
 from zanalysis.sweep.layers import layers_of
+from zanalysis.sweep.running import LARGE, on_every_core
 from zanalysis.sweep.splitting import checked_split
 
 METRICS = (
@@ -270,6 +273,43 @@ def test_threads_give_the_table_of_one(tmp_path):
         torch.set_num_threads(before)
     values_agree(together, alone)
     assert told == [(i, 80) for i in range(1, 81)]
+
+
+class Stub:
+    """A unit of work that notes under what it was carried out."""
+
+    key = ""
+
+    def __init__(self, weight, seen, lock):
+        self.weight, self._seen, self._lock = weight, seen, lock
+
+    def run(self):
+        with self._lock:
+            self._seen["now"] += 1
+            self._seen["most"] = max(self._seen["most"], self._seen["now"])
+        time.sleep(0.002)
+        with self._lock:
+            self._seen["now"] -= 1
+            self._seen[self.weight].add((torch.get_num_threads(), self._seen["now"] == 0))
+
+
+def test_the_cores_are_never_asked_for_twice():
+    seen = {"now": 0, "most": 0, 10: set(), LARGE: set()}
+    tasks = [Stub(LARGE if i % 10 == 5 else 10, seen, threading.Lock()) for i in range(40)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert {task for task, _ in on_every_core(tasks)} == set(tasks)
+        assert torch.get_num_threads() == 3
+        interrupted = on_every_core(tasks)
+        next(interrupted)
+        interrupted.close()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen["most"] == 3
+    assert {threads for threads, _ in seen[10]} == {1}
+    assert seen[LARGE] == {(3, True)}
 
 
 def test_compare_sets_two_side_by_side(tmp_path):

@@ -10,6 +10,7 @@ import time
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import zanalysis as za
 from zanalysis.sweep import work as work_module
@@ -100,6 +101,32 @@ def test_what_changed_since_is_measured_again(folder, tmp_path, monkeypatch):
     assert len(counter.measured) == 16 - 9 + 4
     counter.measured.clear()
     pd.testing.assert_frame_equal(table, za.analyze(folder, reference="init"), check_exact=True)
+
+
+def test_a_reference_that_changed_since_is_not_the_same_setting(folder, tmp_path, monkeypatch):
+    out, start = tmp_path / "table.csv", tmp_path / "start"
+    torch.save({"layer0.weight": torch.ones(9, 7)}, start)
+    for given in (str(start), {"layer0": torch.ones(9, 7)}):
+        with monkeypatch.context() as patch:
+            Counter(patch, 3)
+            with pytest.raises(KeyboardInterrupt):
+                za.analyze(folder, out=out, reference=given, layers="layer0")
+        torch.save({"layer0.weight": torch.zeros(9, 7)}, start)
+        changed = given if isinstance(given, str) else {"layer0": torch.zeros(9, 7)}
+        with pytest.raises(za.ZAnalysisError, match="other settings"):
+            za.analyze(folder, out=out, reference=changed, layers="layer0")
+        out.with_name("table.csv.part").unlink()
+
+
+def test_a_folder_that_is_one_checkpoint_may_hold_its_own_table(tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    save_file({f"{i}.weight": torch.eye(3) for i in range(4)}, model / "model.safetensors")
+    (model / "config.json").write_text("{}")
+    interrupted(monkeypatch, model, model / "table.csv", at=2)
+    counter = Counter(monkeypatch)
+    assert len(za.analyze(model, out=model / "table.csv", reference="init")) == 8
+    assert len(counter.measured) == 2
 
 
 def test_what_failed_is_tried_again(folder, tmp_path, monkeypatch):

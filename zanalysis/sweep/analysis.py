@@ -20,7 +20,7 @@ from zanalysis.sweep.cluster import connected
 from zanalysis.sweep.journal import Journal, described, fingerprint
 from zanalysis.sweep.layers import StoredLayer, layers_of, tensors_by_layer
 from zanalysis.sweep.references import named_references, source_of
-from zanalysis.sweep.running import Runner, carried_out, in_turn, side_by_side
+from zanalysis.sweep.running import Runner, carried_out, in_turn, on_every_core
 from zanalysis.sweep.saving import checked_target, save
 from zanalysis.sweep.splitting import Split, checked_split
 from zanalysis.sweep.states import Paths, State, found, states
@@ -220,13 +220,17 @@ class Analysis:
     @property
     def _here(self) -> Runner[Work]:
         # Code of a user's own need not be safe in threads.
-        return in_turn if self._plan.has_user_metrics or callable(self._view) else side_by_side
+        return in_turn if self._plan.has_user_metrics or callable(self._view) else on_every_core
 
     def _settings(self) -> dict[str, Any]:
         tensors: dict[str, Any] = {}
         for name, given in self._references.items():
-            stored = isinstance(given, dict) and any(isinstance(t, StoredTensor) for t in given.values())
-            tensors[name] = repr(sorted(given.items())) if stored else described(given)
+            files = (
+                {t.path for t in given.values() if isinstance(t, StoredTensor)}
+                if isinstance(given, dict)
+                else ()
+            )
+            tensors[name] = [fingerprint(f) for f in sorted(files)] if files else described(given)
         if "init" in self._references:
             tensors["init"] = fingerprint(self._paths[0])
         return {

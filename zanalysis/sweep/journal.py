@@ -22,6 +22,7 @@ from zanalysis.errors import InputError
 __all__ = ["Journal", "described", "fingerprint"]
 
 _FORMAT = 1
+_OUR_OWN = (".part", ".lock")  # a table may be on its way beside the shards that it is of
 
 
 def fingerprint(path: Path) -> str:
@@ -34,7 +35,8 @@ def fingerprint(path: Path) -> str:
         A digest of absolute names, sizes and times of modification.
     """
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    inside = path.rglob("*") if path.is_dir() else [path]
+    files = sorted(p for p in inside if p.is_file() and p.suffix not in _OUR_OWN)
     for file in files:
         status = file.stat()
         digest.update(os.fsencode(file.absolute()))
@@ -169,9 +171,10 @@ class Journal:
             self._release()
 
     def _release(self) -> None:
-        with contextlib.suppress(OSError):
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
+        if self._lock.is_locked:  # only once: the name may be another sweep's by then
+            with contextlib.suppress(OSError):
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
 
 def _first_line(file: IO[bytes]) -> tuple[Any, int]:

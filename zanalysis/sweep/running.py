@@ -15,7 +15,7 @@ import torch
 from zanalysis.analyzers.naming import inert
 from zanalysis.sweep.journal import Journal
 
-__all__ = ["Runner", "Task", "carried_out", "in_turn", "side_by_side"]
+__all__ = ["Runner", "Task", "carried_out", "in_turn", "on_every_core"]
 
 _log = logging.getLogger("zanalysis")
 
@@ -62,7 +62,7 @@ def in_turn(tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
         yield task, task.run()
 
 
-def side_by_side(tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
+def on_every_core(tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
     """Carry tasks out on as many cores as torch may use.
 
     Args:
