@@ -6,6 +6,9 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
+import textwrap
 import warnings
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
@@ -552,3 +555,43 @@ def test_a_single_tensor_and_copies_of_shared_modules(tmp_path):
     assert [t.name for t in open_checkpoint(tmp_path / "net.pt").tensors] == [
         n for n, _ in net.named_parameters()
     ]
+
+
+RANK = """
+    import sys, warnings
+    import torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, Replicate, distribute_tensor
+
+    warnings.simplefilter("ignore")
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    whole = torch.arange(35.0).view(7, 5)
+    model = {
+        "rows": distribute_tensor(whole, mesh, [Shard(0)]),
+        "columns": distribute_tensor(whole, mesh, [Shard(1)]).bfloat16(),
+        "same": distribute_tensor(whole, mesh, [Replicate()]),
+    }
+    dcp.save({"model": model, "step": 9}, checkpoint_id=f"{folder}/dcp")
+    if rank == 0:
+        torch.save(model, f"{folder}/shard.pt")
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_checkpoint(tmp_path):
+    commands = [[sys.executable, "-c", textwrap.dedent(RANK), str(rank), str(tmp_path)] for rank in range(2)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+    whole = torch.arange(35.0).view(7, 5)
+    checkpoint = open_checkpoint(tmp_path / "dcp")
+    same(checkpoint, {"rows": whole, "columns": whole.bfloat16(), "same": whole})
+    assert checkpoint.step == 9
+    assert len(list((tmp_path / "dcp").glob("*.distcp"))) == 2
+    (stored, *_) = open_checkpoint(tmp_path / "shard.pt").tensors
+    assert (stored.status, stored.shape) == ("skipped", (7, 5))
+    assert "DTensor, whose numbers are elsewhere" in stored.why

@@ -249,7 +249,7 @@ def test_environment_and_safe_globals_of_torch_change_nothing(tmp_path, monkeypa
         open_checkpoint(path)
 
 
-N = 100_000
+N = 50_000
 BOMBS = {
     "deep lists": b"]" * N + b"a" * (N - 1) + b".",
     "deep tuples": b")" + b"\x85" * N + b".",
@@ -262,12 +262,12 @@ BOMBS = {
     "deep dicts": b"}U\x01a" * N + b"N" + b"s" * N + b".",
     "many marks": b"(" * N + b"N.",
     "keys of one hash": b"}("
-    + b"".join(b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N" for i in range(50_000))
+    + b"".join(b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N" for i in range(20_000))
     + b"u.",
     "one long list in many mappings": b"]("
-    + b"N" * 3000
+    + b"N" * 2500
     + b"eq\x000]("
-    + b"ccollections\nOrderedDict\nh\x00\x85R" * 3000
+    + b"ccollections\nOrderedDict\nh\x00\x85R" * 2500
     + b"e.",
     "many dicts": b"](" + b"}" * (2 * N) + b"e.",
 }

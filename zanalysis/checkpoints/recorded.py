@@ -1,5 +1,7 @@
 """The weights that a run file keeps, one checkpoint for each recorded step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from zanalysis.checkpoints.contents import Checkpoint, StoredTensor, unfit
 from zanalysis.checkpoints.faults import FaultError
 from zanalysis.checkpoints.places import checked_shape
 from zanalysis.errors import RunFileError
-from zanalysis.runfile.reader import Run, open_run
+from zanalysis.runfile.reader import open_run
 
 __all__ = ["describe_run"]
 
@@ -23,12 +25,14 @@ class _Recorded:
     step: int
 
     def read(self) -> Tensor:
-        return torch.as_tensor(_opened(self.path).tensor(self.layer, "weight", self.step))
+        with _told():
+            return torch.as_tensor(open_run(self.path).tensor(self.layer, "weight", self.step))
 
 
-def _opened(path: Path) -> Run:
+@contextmanager
+def _told() -> Iterator[None]:
     try:
-        return open_run(path)
+        yield
     except RunFileError as error:
         raise FaultError(f"is HDF5, but no weights can be read from it: {error}") from error
 
@@ -45,10 +49,11 @@ def describe_run(path: Path) -> list[Checkpoint]:
     Raises:
         FaultError: if it is no run file, or keeps numbers only.
     """
-    run = _opened(path)
-    listing: Any = getattr(run, "tensors", None)
-    kept = [row for row in (listing() if listing is not None else ()) if row[1] == "weight"]
-    steps = [int(step) for step in run.steps]
+    with _told():
+        run = open_run(path)
+        listing: Any = getattr(run, "tensors", None)
+        kept = [row for row in (listing() if listing is not None else ()) if row[1] == "weight"]
+        steps = [int(step) for step in run.steps]
     if not kept or not steps:
         raise FaultError("keeps measured numbers and no weights; record them with hooks.Recorder.")
     return [

@@ -19,7 +19,7 @@ from zanalysis.checkpoints.streams import Window
 __all__ = ["MOST_PICKLE_BYTES", "Unpickler"]
 
 MOST_PICKLE_BYTES = 256 << 20
-_MOST_OPCODES = 4 << 20  # about 0.5 GiB of descriptions at worst
+_MOST_OPCODES = 3 << 20  # less than 0.5 GiB of descriptions
 _MOST_MEMO = 1 << 32
 _MOST_ARGUMENTS = 16  # of a rebuilder
 

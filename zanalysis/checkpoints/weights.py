@@ -118,18 +118,24 @@ class _Search:
         self._looks = 0
 
     def _inside(self, node: Any) -> Iterator[tuple[str, Any]]:
-        for key, child in children(node):
-            self._looks += 1
-            if self._looks > _MOST_LOOKS:
-                raise FaultError(
-                    "holds millions of Python objects beside its tensors; save its state_dict alone."
-                )
-            yield key, child
+        if isinstance(node, list | tuple):
+            self._look(len(node))
+            yield from ((str(i), child) for i, child in enumerate(node) if _holds_something(child))
+        else:
+            for key, child in children(node):
+                self._look(1)
+                if key in _SLOTS or _holds_something(child):
+                    yield key, child
+
+    def _look(self, count: int) -> None:
+        self._looks += count
+        if self._looks > _MOST_LOOKS:
+            raise FaultError(
+                "holds millions of Python objects beside its tensors; save its state_dict alone."
+            )
 
     def under(self, node: Any, depth: int) -> Found:
         if id(node) in self._seen or depth > _MOST_DEPTH or not isinstance(node, Built | list | tuple):
-            return _NOTHING
-        if isinstance(node, Built) and node.pairs is None and node.state is None and not node.args:
             return _NOTHING
         self._seen.add(id(node))
         if is_module(node):
@@ -198,6 +204,12 @@ def _keys(parts: list[Found]) -> str:
     return shown.replace("(1 tensors)", "(1 tensor)") + (
         f" and {len(parts) - 5} more" if len(parts) > 5 else ""
     )
+
+
+def _holds_something(node: Any) -> bool:
+    if isinstance(node, Built):
+        return bool(node.pairs or node.state or node.args or node.items)
+    return isinstance(node, Described) or (isinstance(node, list | tuple) and len(node) > 0)
 
 
 def _joined(direct: list[Entry], parts: list[Found]) -> Found:

@@ -158,11 +158,6 @@ class Run:
         """The recorded layers, in the order of the model."""
         return list(dict.fromkeys([s.layer for s in self.series] + [s.layer for s in self._spectra]))
 
-    @property
-    def spectrum_keys(self) -> tuple[SpectrumKey, ...]:
-        """What whole spectra are recorded of: layer, tensor, reference, for `spectra`."""
-        return self._spectra
-
     def tensor(self, layer: str, tensor: str = "weight", step: int = 0) -> Any:
         """Return one recorded tensor.
 
