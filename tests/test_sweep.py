@@ -213,6 +213,9 @@ def test_split_measures_each_part_by_itself(tmp_path):
     expected |= {"c_attn[q]": 4, "c_attn[k]": 2, "c_attn[v]": 3}
     expected |= {"experts[up][0]": 1, "experts[up][1]": 3, "experts[gate][0]": 2, "experts[gate][1]": 4}
     assert ranks == expected
+    against = za.analyze(tmp_path / "a.pt", metrics="rank", split=split, reference=["init", "identity"])
+    assert set(against.loc[against["reference"] == "init", "status"]) == {"zero"}
+    assert "error" not in set(against["status"])
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,16 @@ def test_interrupted_and_resumed_gives_the_same_table(folder, tmp_path, monkeypa
         )
 
 
+def test_every_layer_is_on_the_disk_once_it_is_done(folder, tmp_path):
+    part, counts = tmp_path / "table.csv.part", []
+    za.analyze(
+        folder,
+        out=tmp_path / "table.csv",
+        progress=lambda done, _: counts.append(part.read_bytes().count(b"\n") - done),
+    )
+    assert counts == [1] * 16  # the settings
+
+
 def test_a_line_cut_short_is_measured_again(folder, tmp_path, monkeypatch):
     out = tmp_path / "table.csv"
     whole = za.analyze(folder, reference="init")
