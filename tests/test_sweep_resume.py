@@ -195,22 +195,31 @@ def test_two_sweeps_do_not_write_one_table(folder, tmp_path):
     assert refused
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_a_command_that_was_stopped_goes_on(tmp_path, sign):
+@pytest.mark.parametrize(
+    ("sign", "where"),
+    [
+        (signal.SIGINT, []),
+        pytest.param(signal.SIGKILL, [], marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, ["--workers", "2"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_command_that_was_stopped_goes_on(tmp_path, sign, where):
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     for step in range(20):
         torch.save({f"{i}.weight": torch.randn(120, 120) for i in range(8)}, checkpoints / f"{step}.pt")
     out = tmp_path / "table.parquet"
-    words = ["analyze", str(checkpoints), "--metrics", "effective_rank", "--out", str(out)]
+    words = ["analyze", str(checkpoints), "--metrics", "effective_rank", "--out", str(out), *where]
     command = [sys.executable, "-m", "zanalysis.cli", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     part = out.with_name("table.parquet.part")
     until = time.monotonic() + 60
     while not (part.exists() and part.read_bytes().count(b"\n") > 5) and time.monotonic() < until:
         time.sleep(0.005)
-    process.send_signal(sign)
+    os.killpg(process.pid, sign)  # a terminal sends it to all
     _, message = process.communicate(timeout=60)
     assert not out.exists()
     kept = part.read_bytes().count(b"\n")

@@ -77,6 +77,7 @@ def _local(workers: int) -> Any:
         memory_limit=0,
         silence_logs=logging.CRITICAL,
         env=dict.fromkeys(_BLAS, "1"),
+        preload=["zanalysis.sweep.worker_start"],
     )
 
 
