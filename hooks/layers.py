@@ -1,10 +1,8 @@
 """Which parameters of a model are recorded, and under which names."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from inspect import Parameter, signature
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +12,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from zanalysis.analyzers.matrices import View, matricize
-from zanalysis.errors import InputError, did_you_mean
-from zanalysis.runfile.schema import plain
+from zanalysis.analyzers.naming import Selection, layer_name, plain, selected
+from zanalysis.errors import InputError
 
 __all__ = ["Layer", "Selection", "as_parameter", "layer_name", "select_layers", "tapped_layers"]
-
-Pattern = str | re.Pattern[str] | Callable[..., bool]
-Selection = Pattern | Sequence[Pattern] | None
 
 
 @dataclass(frozen=True)
@@ -98,28 +93,6 @@ def is_distributed(tensor: object) -> bool:
     return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
 
 
-def layer_name(qualified: str) -> str:
-    """Return the name of a layer, the same live and offline.
-
-    Args:
-        qualified: a parameter's name as `named_parameters` or a state dict gives it.
-
-    Returns:
-        The name less ``module.`` at the front, ``_orig_mod.`` anywhere, and a final ``.weight``; what no file
-        can hold, such as a lone surrogate, as an escape.
-
-    Example:
-        >>> layer_name("module._orig_mod.encoder.fc.weight")
-        'encoder.fc'
-    """
-    parts = [part for part in qualified.split(".") if part != "_orig_mod"]
-    while len(parts) > 1 and parts[0] == "module":
-        parts = parts[1:]
-    if len(parts) > 1 and parts[-1] == "weight":
-        parts = parts[:-1]
-    return plain(".".join(parts))
-
-
 def select_layers(model: nn.Module, selection: Selection = None, view: View = "out") -> list[Layer]:
     """Choose the parameters to record.
 
@@ -147,23 +120,11 @@ def select_layers(model: nn.Module, selection: Selection = None, view: View = "o
             f"{type(model).__name__} has no weight to follow: no floating parameter with at least two "
             "rows and two columns; pass the model that holds the layers."
         )
-    if selection is None:
-        return candidates
-    single = isinstance(selection, str | re.Pattern) or callable(selection)
-    if not single and not isinstance(selection, Iterable):
-        raise InputError(f"got layers = {selection!r}, expected names, globs, patterns or predicates.")
-    patterns: list[Any] = [selection] if single else list(selection)  # type: ignore[arg-type]
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matching = {layer.name for layer in candidates if _matches(pattern, layer)}
-        if not matching:
-            shown = pattern if isinstance(pattern, str) else getattr(pattern, "pattern", "the predicate")
-            names = [layer.name for layer in candidates]
-            raise InputError(f"no layer matches {shown!r}; {did_you_mean(str(shown), names)}")
-        chosen |= matching
-    if not chosen:
-        raise InputError("layers is empty; pass None for every layer, or some names.")
-    return [layer for layer in candidates if layer.name in chosen]
+    by_name = {layer.name: layer for layer in candidates}
+    names = selected(
+        selection, {name: partial(getattr, layer, "parameter") for name, layer in by_name.items()}
+    )
+    return [by_name[name] for name in names]
 
 
 def tapped_layers(layers: Sequence[Layer]) -> list[Layer]:
@@ -270,27 +231,3 @@ def _effective(owner: nn.Module, attribute: str) -> Tensor:
         for buffer, before, version in buffers:
             if buffer._version != version:
                 buffer.copy_(before)
-
-
-def _matches(pattern: Pattern, layer: Layer) -> bool:
-    if isinstance(pattern, str):
-        return layer.name == pattern or fnmatchcase(layer.name, pattern)
-    if isinstance(pattern, re.Pattern):
-        return pattern.search(layer.name) is not None
-    if not callable(pattern):
-        raise InputError(
-            f"got {pattern!r} in layers, expected a name, a glob, a compiled regular expression "
-            "or a predicate."
-        )
-    return bool(pattern(layer.name, layer.parameter) if _takes_two(pattern) else pattern(layer.name))
-
-
-def _takes_two(predicate: Callable[..., bool]) -> bool:
-    try:
-        parameters = signature(predicate).parameters.values()
-    except ValueError:  # some built-in functions have no signature
-        return False
-    # What has a default is the predicate's own business: `lambda name, wanted=names: …`.
-    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    required = [p for p in parameters if p.kind in positional and p.default is Parameter.empty]
-    return len(required) > 1 or any(p.kind is Parameter.VAR_POSITIONAL for p in parameters)

@@ -29,7 +29,9 @@ PARAMETERS = {
     "activation_span": ["model", "data", "layers"],
     "verify_glrl": ["run", "layers", "reference"],
     "report": ["run", "out", "overwrite"],
+    "analyze": ["paths", "metrics", "reference", "tolerance", "view", "layers"],
     "compare": ["a", "b"],
+    "curves": ["paths", "model", "curves", "sparsities"],
 }
 
 
@@ -81,8 +83,6 @@ def test_attaching_loads_no_plotting_and_no_pandas():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: za.analyze("x.pt"),
-        lambda: za.compare("a.pt", "b.pt"),
         lambda: za.to_xarray(None),
         lambda: za.verify_glrl(None),
     ],

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from zanalysis.reporting import report
     from zanalysis.runfile.export import to_xarray
     from zanalysis.runfile.reader import Run, open_run
-    from zanalysis.sweep import analyze, compare
+    from zanalysis.sweep import analyze, compare, curves
     from zanalysis.verify.glrl import verify_glrl
     from zanalysis.verify.theorem1 import verify_theorem1
     from zanalysis.verify.verdict import Verdict
@@ -55,6 +55,7 @@ _HOME = {
     "compare": "sweep",
     "compress": "analyzers.tucker",
     "condition_number": "analyzers.spectrum",
+    "curves": "sweep",
     "dead_units": "analyzers.symmetry",
     "distinct_rows": "analyzers.symmetry",
     "effective_rank": "analyzers.spectrum",
@@ -96,6 +97,7 @@ __all__ = [
     "compare",
     "compress",
     "condition_number",
+    "curves",
     "dead_units",
     "distinct_rows",
     "effective_rank",

@@ -22,7 +22,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from zanalysis import cli_offline
 from zanalysis._version import __version__
+from zanalysis.analyzers.naming import inert
 from zanalysis.errors import ZAnalysisError
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ app = typer.Typer(
 )
 verify = typer.Typer(help="Judge a claim of the ZerO paper on real trainings.", no_args_is_help=True)
 app.add_typer(verify, name="verify")
+cli_offline.register(app)
 
 _out = Console()
 _err = Console(stderr=True)
@@ -282,7 +285,7 @@ def _bar_if_slow(what: str, quiet: bool, after: float = 2.0) -> Iterator[Callabl
 
 
 def _say(sentence: str) -> None:
-    _err.print(f"[red]zanalysis:[/red] {escape(sentence)}", highlight=False, soft_wrap=True)
+    _err.print(f"[red]zanalysis:[/red] {escape(inert(sentence))}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

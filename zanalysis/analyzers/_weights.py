@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from zanalysis.analyzers.naming import layer_name
 from zanalysis.errors import InputError, did_you_mean
 
 __all__ = [
@@ -27,22 +28,6 @@ __all__ = [
 
 Evaluate = Callable[[nn.Module], float]
 LayerChoice = str | Iterable[str] | Callable[[str], bool] | None
-
-
-def layer_name(qualified: str) -> str:
-    """Shorten a parameter's or a module's qualified name to the layer's.
-
-    Args:
-        qualified: the name as `named_parameters` or `named_modules` gives it.
-
-    Returns:
-        The layer's name.
-
-    Example:
-        >>> layer_name("module._orig_mod.features.0.weight")
-        'features.0'
-    """
-    return qualified.replace("_orig_mod.", "").removeprefix("module.").removesuffix(".weight")
 
 
 def chosen(names: Iterable[str], layers: LayerChoice) -> list[str]:

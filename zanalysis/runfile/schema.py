@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from zanalysis.analyzers.naming import plain
 from zanalysis.analyzers.statuses import STATUSES
 
 __all__ = [
@@ -131,22 +132,6 @@ class Committed(NamedTuple):
     names: int
     events: int
     size: int = 0
-
-
-def plain(text: str) -> str:
-    r"""Return a name as a file can hold it: valid UTF-8, without zero bytes.
-
-    Args:
-        text: any text.
-
-    Returns:
-        The text, with lone surrogates and zeros as escapes.
-
-    Example:
-        >>> plain("fc\udc80\0")
-        'fc\\udc80\\x00'
-    """
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def column_name(name: str) -> str:
