@@ -8,6 +8,7 @@ this package do not take note of it. The user's forward hooks fire, as they do i
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
@@ -167,6 +168,11 @@ class Probe:
             stack.enter_context(preserved_rng(True))
             stack.enter_context(preserved_attributes(self.model))
             stack.enter_context(without_autocast())
+            stack.enter_context(warnings.catch_warnings())
+            # A checkpointed part says so where it has no gradients to save memory for.
+            warnings.filterwarnings(
+                "ignore", message="None of the inputs have requires_grad", category=UserWarning
+            )
             # Compiled code would not see hooks that are added now, and would be compiled anew for eval mode. Who
             # has compiled nothing is spared the import.
             if "torch._dynamo" in sys.modules:

@@ -60,7 +60,22 @@ def everything(model, optimizer, path, schedule):
     )
 
 
-KINDS = {"numbers of all tensors": everything}
+def probed(model, optimizer, path, schedule):
+    return RankTracker(
+        model,
+        optimizer,
+        path,
+        schedule=schedule,
+        tensors=("gradient", "activation", "activation_gradient"),
+        metrics=("stable_rank", "span_dimension", "jacobian_singular_values"),
+        span_window=3,
+        probe=torch.linspace(-1, 1, 5 * 16).reshape(5, 1, 4, 4),
+        jacobian={"samples": 2},
+        budget=1.0,
+    )
+
+
+KINDS = {"numbers of all tensors": everything, "probe, spans and Jacobians": probed}
 """Ways to record: a context manager of model, optimizer, path and schedule."""
 
 
@@ -183,6 +198,18 @@ def check_numbers(run, used, steps, apart):
             np.testing.assert_allclose(recorded, sigma, rtol=1e-6, atol=1e-9 * sigma[0])
 
 
+def check_probed(run, settings, steps, apart):
+    assert run.steps.tolist() == list(range(0, steps + 1, apart))
+    words = run.table().groupby("tensor")["status"].agg(set).to_dict()
+    assert words["activation"] <= {"ok", "too_few_samples", "zero"}
+    # A gradient that overflowed on the way to a step is one of those that came in; at step 0 there are none.
+    overflow = {"nonfinite"} if settings[0] == "float16" else set()
+    assert words["activation_gradient"] <= {"ok", "too_few_samples", "zero", "skipped"} | overflow
+    # Reentrant checkpointing refuses the derivative by an input, and is heard.
+    assert words["jacobian"] <= ({"error"} if settings[3] else {"ok", "zero"})
+    assert len(run.events) == bool(settings[3])
+
+
 ALL = [
     (amp, kind, accumulation, repeats)
     for amp in (None, "bfloat16", "float16")
@@ -210,6 +237,8 @@ def test_20_steps_are_bit_identical(tmp_path, kind, settings):
     run, used = check(tmp_path, kind, settings, steps=20, apart=5)
     if kind == "numbers of all tensors":
         check_numbers(run, used, steps=20, apart=5)
+    else:
+        check_probed(run, settings, steps=20, apart=5)
 
 
 @pytest.mark.slow
@@ -219,3 +248,5 @@ def test_200_steps_are_bit_identical(tmp_path, kind, settings):
     run, used = check(tmp_path, kind, settings, steps=200, apart=10)
     if kind == "numbers of all tensors":
         check_numbers(run, used, steps=200, apart=10)
+    else:
+        check_probed(run, settings, steps=200, apart=10)
