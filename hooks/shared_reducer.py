@@ -12,9 +12,9 @@ from hooks.distributed import local_samples
 from hooks.guards import undisturbed
 from hooks.layers import Layer, is_distributed
 from hooks.measuring import Measured
+from hooks.observer import NOTHING
 from hooks.reducer import Reducer
 from hooks.shards import Moment, ShardedLayers
-from hooks.observer import NOTHING
 from hooks.team import Team
 from zanalysis.analyzers.matrices import Reference, View
 from zanalysis.analyzers.metrics import NONE, Key, plan
