@@ -277,13 +277,9 @@ class Beside:
             of_jacobians, spectra = self._jacobians()
         return [*trained, *probed, *of_jacobians], spectra
 
-    def combine(self, step: int) -> None:
-        """Do of `numbers` only what every process takes part in: combine the spans.
-
-        Args:
-            step: the step that is recorded.
-        """
-        self._trained.readings(self._first(step))
+    def combine(self) -> None:
+        """Do of `numbers` only what every process takes part in: combine the spans."""
+        self._trained.readings()
 
     def forget(self) -> None:
         """Free everything."""

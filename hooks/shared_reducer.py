@@ -12,9 +12,9 @@ from hooks.distributed import local_samples
 from hooks.guards import undisturbed
 from hooks.layers import Layer, is_distributed
 from hooks.measuring import Measured
+from hooks.observer import NOTHING
 from hooks.reducer import Reducer
 from hooks.shards import Moment, ShardedLayers
-from hooks.taps import NOTHING
 from hooks.team import Team
 from zanalysis.analyzers.matrices import Reference, View
 from zanalysis.analyzers.metrics import NONE, Key, plan
@@ -153,7 +153,7 @@ class SharedReducer(Reducer):
         self._exchange.own.clear()
         if self._beside.tensors and not self.team.leader:
             try:
-                self._beside.combine(step)
+                self._beside.combine()
             except Exception as error:
                 # The others wait for this process: what is not there is answered with a failure.
                 self.note(step, "error", "spans", f"the spans of step {step} were not read: {error!r}")

@@ -79,7 +79,7 @@ def span_of_sums(features: int, width: int, eps: float, sums: Tensor, maxima: Te
     span.samples = int(sums[0])
     kept = _Kept(features, width, False, False, sums.device)
     assert isinstance(kept.factor, Gram)
-    kept.factor.product = sums[1:].reshape(width, width).clone()
+    kept.factor.product.copy_(sums[1:].reshape(width, width))
     kept.longest = maxima[0].clone()
     if kept.sketch is not None:
         kept.sketch.peaks = maxima[1:].clone()
