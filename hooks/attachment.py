@@ -115,8 +115,8 @@ class Attachment:
             complete: writes the last of the record and closes it; the account and no more, if None.
         """
         self._taps = taps
-        # Runs at the latest when the interpreter ends; it must not keep this alive.
-        self._finalizer = weakref.finalize(self, complete or _complete, self._journal, self._account)
+        # Runs at the latest when the interpreter ends. What is installed outlives an attachment that nobody kept.
+        self._finalizer = weakref.finalize(taps, complete or _complete, self._journal, self._account)
 
     def step(self) -> None:
         """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""

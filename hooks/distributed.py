@@ -200,6 +200,23 @@ def team_of(model: nn.Module, layers: Sequence[Layer]) -> "Team | None":
     return team
 
 
+def check_whole(layers: Sequence[Layer]) -> None:
+    """Refuse layers of which a process has only a part.
+
+    Args:
+        layers: the recorded layers.
+
+    Raises:
+        InputError: if one is sharded.
+    """
+    for layer in layers:
+        if is_distributed(layer.parameter):
+            raise InputError(
+                f"{layer.name} is sharded over several processes, and a Recorder keeps whole tensors; save a "
+                "distributed checkpoint (torch.distributed.checkpoint), which zanalysis reads, or use RankTracker."
+            )
+
+
 def _data_parallel_groups(model: nn.Module) -> list[Any]:
     # DDP may be inside what torch.compile returns.
     found = [module for module in model.modules() if type(module).__name__ == "DistributedDataParallel"]
@@ -308,6 +325,12 @@ class NoWriter:
     """What a process has in the place of a file that does not write: it takes everything and keeps nothing."""
 
     def append(self, step: int, value: Any, tolerance: Any, status: Any, spectra: Any) -> None:
+        """Keep nothing."""
+
+    def append_tensors(self, step: int, kept: Sequence[Any]) -> None:
+        """Keep nothing."""
+
+    def drop_tensors(self, steps: int = 1) -> None:
         """Keep nothing."""
 
     def log(self, step: int, name: str, value: float) -> None:

@@ -1,7 +1,7 @@
 """`Recorder`: keeps the tensors themselves."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,8 +13,10 @@ from hooks.account import Account
 from hooks.arguments import check_settings, checked_tensors
 from hooks.attachment import Attachment, described, staged
 from hooks.collector import Collector, keys_of
+from hooks.distributed import NoWriter, check_supported, check_whole, team_of
 from hooks.journal import Journal
 from hooks.layers import Selection, select_layers
+from hooks.observer import Observer
 from hooks.pool import BufferPool
 from hooks.schedules import Schedule
 from hooks.staging import OnFull
@@ -26,6 +28,7 @@ from zanalysis.runfile.bits import DTYPES, word_of
 from zanalysis.runfile.tensor_layout import COMPRESSIONS, Compression
 
 if TYPE_CHECKING:
+    from hooks.team import Team
     from zanalysis.runfile.tensor_reader import RecordedTensor
 
 __all__ = ["Recorder"]
@@ -44,6 +47,8 @@ class Recorder(Attachment):
 
     A step counts once all its tensors are in the file. At most 256 MiB, or two steps, wait for the file; then the
     loop waits too, or whole steps are dropped and counted.
+
+    Under DDP attach in every process: the first writes, the others hold nothing. Sharded weights are refused.
 
     Example:
         >>> model = torch.nn.Linear(4, 3)
@@ -117,32 +122,52 @@ class Recorder(Attachment):
         self._account = Account()
         self._path: str | None = None
         self._memory: MemoryWriter | None = None
-        known = sum(prod(key.shape) * DTYPES[key.dtype].itemsize for key in keys if key.shape is not None)
-        pool = BufferPool(max(HELD_BYTES, 2 * known), pinned=any(p.is_cuda for p in model.parameters()))
-        with ExitStack() as undo:
+        check_supported(model, followed)
+        check_whole(chosen)
+        team = team_of(model, chosen)
+
+        def open_file(undo: ExitStack) -> Transfer:
+            known = sum(prod(key.shape) * DTYPES[key.dtype].itemsize for key in keys if key.shape is not None)
+            pool = BufferPool(max(HELD_BYTES, 2 * known), pinned=any(p.is_cuda for p in model.parameters()))
             if path is None:
                 self._memory = MemoryWriter((), (), facts, keys)
                 self._journal = Journal(self._memory)
-                transfer = Transfer(pool, wait=False, served=lambda: False)
-            else:
-                self._journal, thread = staged(
-                    undo,
-                    path,
-                    lambda name: RunWriter(
-                        name, (), (), facts, mode=mode, start=start, tensors=keys, compression=compression
-                    ),
-                    lambda _: None,
-                    facts,
-                    flush_seconds,
-                    on_full,
-                )
-                self._path = str(os.fspath(path))
-                transfer = Transfer(pool, wait=on_full == "block", served=lambda: thread.working)
+                return Transfer(pool, wait=False, served=lambda: False)
+            self._journal, thread = staged(
+                undo,
+                path,
+                lambda name: RunWriter(
+                    name, (), (), facts, mode=mode, start=start, tensors=keys, compression=compression
+                ),
+                lambda _: None,
+                facts,
+                flush_seconds,
+                on_full,
+            )
+            self._path = str(os.fspath(path))
+            return Transfer(pool, wait=on_full == "block", served=lambda: thread.working)
+
+        def attach(undo: ExitStack) -> Taps:
+            transfer = open_file(undo)
             collector = Collector(chosen, keys, schedule, transfer, self._journal, self._account, dtype, rows)
             if start == 0 or collector.due(start):
                 collector.record(start)
             taps = Taps(model, optimizers, chosen, collector, collector.wanted, start)
+            undo.callback(taps.remove)
             collector.taps = taps
+            return taps
+
+        def stand_by(_: ExitStack) -> Taps:
+            # Of a model that several processes hold, the first writes.
+            self._memory = MemoryWriter((), (), facts, keys)
+            self._journal = Journal(NoWriter())
+            return Taps(model, optimizers, (), Observer(), frozenset(), start)
+
+        with ExitStack() as undo:
+            if team is None:
+                taps = attach(undo)
+            else:
+                taps = _together(team, attach if team.leader else stand_by, undo)
             undo.pop_all()
         self._live(taps)
 
@@ -171,6 +196,28 @@ class Recorder(Attachment):
 
         self._journal.flush()
         return open_run(self._path)
+
+
+def _together(team: "Team", begin: Callable[[ExitStack], Taps], undo: ExitStack) -> Taps:
+    """Begin in every process, or raise in every process what was raised in one.
+
+    Args:
+        team: the processes.
+        begin: what this one does.
+        undo: what is to be done if one of them fails.
+
+    Returns:
+        What is installed here.
+    """
+    taps: Taps | None = None
+    error: Exception | None = None
+    try:
+        taps = begin(undo)
+    except Exception as failure:
+        error = failure
+    team.raise_together(error)
+    assert taps is not None
+    return taps
 
 
 def _check_storage(schedule: Any, dtype: Any, rows: Any, compression: Any) -> None:

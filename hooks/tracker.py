@@ -1,20 +1,18 @@
 """`RankTracker`: reduces weights, gradients and activations where they live, and keeps the numbers."""
 
 import os
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from hooks.account import Account, account_of
 from hooks.agenda import Agenda
-from hooks.arguments import check_settings, checked_attributes, checked_path, checked_tensors
+from hooks.arguments import check_settings, checked_path, checked_tensors
+from hooks.attachment import Attachment, described, staged
 from hooks.beside import Beside, settings_of
 from hooks.budget import Budget, Due, checked_budget, own_answer
 from hooks.columns import Columns, plans_of
@@ -25,8 +23,7 @@ from hooks.probing import JacobianOptions
 from hooks.reducer import OnRecord, Reducer
 from hooks.references import Initials, named_references, reference_of, take_up_initial
 from hooks.schedules import Schedule, every
-from hooks.staging import OnFull, StagedWriter
-from hooks.structure import describe_layers, describe_model, describe_optimizer, resumed, versions
+from hooks.staging import OnFull
 from hooks.taps import Taps, unwrapped
 from zanalysis.analyzers.matrices import View
 from zanalysis.analyzers.metrics import UserMetric, checked_metrics, checked_tolerances
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["RankTracker"]
 
 
-class RankTracker:
+class RankTracker(Attachment):
     """Follow the rank of a model's weights, gradients and activations through its training.
 
     Attached to an optimizer, it finds the end of each step by itself. It changes nothing: weights,
@@ -192,26 +189,18 @@ class RankTracker:
         agenda = Agenda(due, settings.window, start)
         beside = Beside(chosen, settings, agenda, self._account, spectrum_size, exchange)
         self._columns = Columns(chosen, plans, spectrum_size, beside.series, beside.spectra)
-        described: dict[str, Any] = {
-            "model": describe_model(model),
-            "layers": describe_layers(chosen),
-            "optimizers": describe_optimizer(optimizers),
-            "schedule": getattr(schedule, "__name__", repr(schedule)),
-            "metrics": list(dict.fromkeys(series.metric for series in self._columns.series)),
-            "tensors": list(followed),
-            "references": list(named),
-            "tolerances": [str(rule) for rule in rules],
-            "view": view if isinstance(view, str) else getattr(view, "__name__", repr(view)),
+        facts = described(
+            model, chosen, optimizers, schedule, start, attributes,
+            metrics=list(dict.fromkeys(series.metric for series in self._columns.series)),
+            tensors=list(followed),
+            references=list(named),
+            tolerances=[str(rule) for rule in rules],
+            view=view if isinstance(view, str) else getattr(view, "__name__", repr(view)),
+            budget=share,
             **settings.described,
-            "budget": share,
-            "start": start,
-            "torch_seed": torch.initial_seed(),
-            "versions": versions(),
-            "user": checked_attributes(attributes),
-            "resumed": [],
-        }
+        )  # fmt: skip
         if team is not None:
-            agree_on_zeros(model, described["model"]["parameters"], team)
+            agree_on_zeros(model, facts["model"]["parameters"], team)
         self._memory: MemoryWriter | None = None
         self._path: str | None = None
         self._open = True
@@ -219,29 +208,37 @@ class RankTracker:
 
             def open_file(initials: Iterable[Initial]) -> tuple[Journal, Iterable[Initial] | None]:
                 if path is None:
-                    self._memory = MemoryWriter(self._columns.series, self._columns.spectra, described)
+                    self._memory = MemoryWriter(self._columns.series, self._columns.spectra, facts)
                     return Journal(self._memory), None
-                self._path = checked_path(path)
-                writer = RunWriter(
+                kept: list[Initial] = []
+                goes_on = False
+
+                def look(writer: RunWriter) -> None:
+                    nonlocal goes_on
+                    goes_on = writer.before is not None
+                    kept.extend(writer.initial() if goes_on else ())
+
+                journal, _ = staged(
+                    undo,
                     path,
-                    self._columns.series,
-                    self._columns.spectra,
-                    described,
-                    k=spectrum_size,
-                    mode=mode,
-                    start=start,
-                    initial=initials,
-                    parts=self._account.parts,
+                    lambda name: RunWriter(
+                        name,
+                        self._columns.series,
+                        self._columns.spectra,
+                        facts,
+                        k=spectrum_size,
+                        mode=mode,
+                        start=start,
+                        initial=initials,
+                        parts=self._account.parts,
+                    ),
+                    look,
+                    facts,
+                    flush_seconds,
+                    on_full,
                 )
-                if not writer.resumed:
-                    undo.callback(writer.path.unlink, missing_ok=True)
-                undo.callback(writer.close)
-                kept = None if writer.before is None else list(writer.initial())
-                journal = Journal(StagedWriter(writer, flush_seconds, on_full))
-                undo.callback(journal.close)
-                if writer.resumed:
-                    journal.event(start, "resumed", resumed(start, writer.before, described))
-                return journal, kept
+                self._path = checked_path(path)
+                return journal, kept if goes_on else None
 
             if team is None:
                 self._journal, kept = open_file(Initials(chosen, references) if "init" in named else ())
@@ -265,31 +262,12 @@ class RankTracker:
             )
             if start == 0 or due.scheduled(start):
                 reducer.record(start)
-            self._taps = Taps(model, optimizers, chosen, reducer, reducer.tensors, start)
-            reducer.listen_to(self._taps)
+            taps = Taps(model, optimizers, chosen, reducer, reducer.tensors, start)
+            undo.callback(taps.remove)
+            reducer.listen_to(taps)
             self._reducer = reducer
             undo.pop_all()
-        # Runs at the latest when the interpreter ends. What is installed outlives a tracker that nobody kept.
-        self._finalizer = weakref.finalize(self._taps, _complete, self._journal, self._account, due.budget)
-
-    def step(self) -> None:
-        """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
-        if self._open:
-            self._taps.count()
-
-    def log(self, /, **scalars: Any) -> None:
-        """Record scalars of the user's own at the current step.
-
-        Args:
-            **scalars: numbers, or tensors and arrays that hold one. The step is counted already: one
-                given under the name `step` is not recorded, which is said once.
-        """
-        if self._open:
-            self._journal.log(self._taps.step, scalars)
-        else:
-            self._journal.say_once(
-                "closed", "log() was called after the tracker was closed; nothing was recorded."
-            )
+        self._live(taps, partial(_complete, due.budget))
 
     def table(self) -> "pd.DataFrame":
         """Return every number recorded so far.
@@ -314,28 +292,11 @@ class RankTracker:
         )
         return scalar_table(series, steps, value, tolerance, status.astype(np.uint8))
 
-    def close(self) -> None:
-        """Detach from the model and the optimizers, and complete and close the file. Twice is harmless."""
-        if not self._open:
-            return
-        self._open = False
-        self._taps.remove()
+    def _detached(self) -> None:
         self._reducer.release()
-        self._finalizer()
-
-    def __enter__(self) -> "RankTracker":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None and self._open:
-            text = f"the loop was left by {kind.__name__}: {error}"
-            self._journal.event(self._taps.step, "exception", text)
-        self.close()
 
 
-def _complete(journal: Journal, account: Account, budget: Budget | None) -> None:
+def _complete(budget: Budget | None, journal: Journal, account: Account) -> None:
     """Write the last of the record, and close it."""
     if budget is not None and budget.summary:
         journal.event(budget.step, "budget", budget.summary)

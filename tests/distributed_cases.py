@@ -13,7 +13,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from hooks import RankTracker, every
+from hooks import RankTracker, Recorder, every
 from hooks.distributed import team_of
 from hooks.layers import select_layers
 from hooks.shards import Moment, ShardedLayers
@@ -568,3 +568,35 @@ def mixed(folder):
     tracker.step()
     tracker.close()
     return team_of(model, layers) is not None, team_of(model, layers[1:]), rows(tracker)
+
+
+def recorded(folder, path, steps=3):
+    """A Recorder under DDP: what the first process wrote is read by all, what the others hold is returned."""
+    model = nn.parallel.DistributedDataParallel(build())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, path, schedule=every(1), tensors=("weight", "gradient")) as recorder:
+        train(model, optimizer, steps, [])
+        recorder.log(loss=1.0)
+    listed = sum(len(one.steps) for one in recorder.tensors)
+    weights = {
+        n.removeprefix("module.").removesuffix(".weight"): p.detach().clone()
+        for n, p in model.named_parameters()
+    }
+    return listed, weights, len(model._forward_hooks)
+
+
+def recorder_refused(folder, which):
+    """What a Recorder says of a file that is there, or of weights in parts, in every process."""
+    model = build()
+    if which == "sharded":
+        fully_shard(model)
+    else:
+        model = nn.parallel.DistributedDataParallel(model)
+        if dist.get_rank() == 0:
+            (folder / "there.h5").write_text("something else")
+        dist.barrier()
+    try:
+        Recorder(model, None, folder / "there.h5", schedule=every(1))
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None

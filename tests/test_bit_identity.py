@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hooks import RankTracker, every
+from hooks import RankTracker, Recorder, every
 from zanalysis.runfile.reader import open_run
 
 
@@ -75,7 +75,16 @@ def probed(model, optimizer, path, schedule):
     )
 
 
-KINDS = {"numbers of all tensors": everything, "probe, spans and Jacobians": probed}
+def whole(model, optimizer, path, schedule):
+    tensors = ("weight", "gradient", "activation", "activation_gradient")
+    return Recorder(model, optimizer, path, schedule=schedule, tensors=tensors)
+
+
+KINDS = {
+    "numbers of all tensors": everything,
+    "probe, spans and Jacobians": probed,
+    "the tensors themselves": whole,
+}
 """Ways to record: a context manager of model, optimizer, path and schedule."""
 
 
@@ -210,6 +219,23 @@ def check_probed(run, settings, steps, apart):
     assert len(run.events) == bool(settings[3])
 
 
+def check_whole(run, used, steps, apart):
+    """The tensors in the file are the gradients that the optimizer used, to the bit."""
+    for recorded in run.tensors:
+        first = 0 if recorded.tensor == "weight" else apart
+        assert recorded.steps.tolist() == list(range(first, steps + 1, apart)), recorded
+    for step in range(apart, steps + 1, apart):
+        for layer in LAYERS:
+            assert torch.equal(run.tensor(layer, "gradient", step), used[step - 1][layer])
+
+
+CHECKS = {
+    "numbers of all tensors": lambda run, used, settings, *rest: check_numbers(run, used, *rest),
+    "probe, spans and Jacobians": lambda run, used, settings, *rest: check_probed(run, settings, *rest),
+    "the tensors themselves": lambda run, used, settings, *rest: check_whole(run, used, *rest),
+}
+
+
 ALL = [
     (amp, kind, accumulation, repeats)
     for amp in (None, "bfloat16", "float16")
@@ -235,10 +261,7 @@ def name_of(settings):
 @pytest.mark.parametrize("kind", KINDS)
 def test_20_steps_are_bit_identical(tmp_path, kind, settings):
     run, used = check(tmp_path, kind, settings, steps=20, apart=5)
-    if kind == "numbers of all tensors":
-        check_numbers(run, used, steps=20, apart=5)
-    else:
-        check_probed(run, settings, steps=20, apart=5)
+    CHECKS[kind](run, used, settings, 20, 5)
 
 
 @pytest.mark.slow
@@ -246,7 +269,4 @@ def test_20_steps_are_bit_identical(tmp_path, kind, settings):
 @pytest.mark.parametrize("kind", KINDS)
 def test_200_steps_are_bit_identical(tmp_path, kind, settings):
     run, used = check(tmp_path, kind, settings, steps=200, apart=10)
-    if kind == "numbers of all tensors":
-        check_numbers(run, used, steps=200, apart=10)
-    else:
-        check_probed(run, settings, steps=200, apart=10)
+    CHECKS[kind](run, used, settings, 200, 10)

@@ -128,6 +128,28 @@ def test_ddp_writes_once_and_what_the_optimizer_used(ranks, tmp_path):
     assert not any(name.startswith("module") for name in rows["layer"])
 
 
+def test_a_recorder_under_ddp_writes_once(ranks, tmp_path):
+    path = tmp_path / "raw.h5"
+    (listed, weights, _), (none, others, _) = ranks("recorded", path=str(path))
+    run = open_run(path)
+    assert listed == sum(len(one.steps) for one in run.tensors) > 0
+    assert none == 0
+    for name, weight in weights.items():
+        if name in run.layers:
+            assert torch.equal(run.tensor(name, "weight", 3), weight)
+            assert torch.equal(weight, others[name])
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["raw.h5"]
+
+
+@pytest.mark.parametrize(
+    ("which", "match"), [("ddp", "there.h5"), ("sharded", "sharded over several processes")]
+)
+def test_what_a_recorder_refuses_is_raised_in_every_process(ranks, which, match):
+    first, second = ranks("recorder_refused", which=which)
+    assert first == second
+    assert match in first[1]
+
+
 @pytest.mark.slow
 def test_ddp_records_what_one_process_records_of_all_the_data(ranks):
     (rows, _, _), _ = ranks("ddp", metrics=["frobenius_norm", "stable_rank"])
