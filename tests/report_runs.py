@@ -73,6 +73,7 @@ def hostile_run(path):
         writer.append(step, rng.integers(1, 9, len(series)).astype(float), ones, codes, spectrum)
         writer.log(step, '<script>alert("log")</script>', step)
         writer.log(step, "</script>`${alert(13)}`<img src=x onerror=alert(14)>", -step)
+    writer.log(3, "<b>loss</b>&amp;", 1.0)
     writer.event(3, "<b>kind</b>", "</li><script>alert(15)</script>\x1b[2J", "<img src=x onerror=alert(16)>")
     writer.close()
     return path

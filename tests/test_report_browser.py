@@ -177,6 +177,8 @@ def test_names_from_a_file_do_nothing(visit, pages):
     traces(page, "#panels")
     traces(page, "#overview")
     traces(page, "#logged-panels")
+    # Plotly would read this as bold type, and an entity.
+    assert page.locator("#logged-panels .ytitle").all_text_contents()[-1] == "<b>loss</b>&amp;"
     traces(page, "#spectrum-panels")
     page.select_option("#kind", "all")
     assert len(traces(page, "#panels")) == 12
