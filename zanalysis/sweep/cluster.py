@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from zanalysis.errors import InputError
@@ -18,7 +19,7 @@ from zanalysis.sweep.running import Runner, T
 __all__ = ["connected"]
 
 _BLAS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_AHEAD = 16
+_AHEAD = 64
 _SECONDS = 10
 
 
@@ -99,30 +100,31 @@ def _results(client: Any, tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
     pending: dict[Any, T] = {}
     blamed: list[T] = []
     waiting = iter(tasks)
-    ready = distributed.as_completed(loop=client.loop, raise_errors=False)
+    ready = distributed.as_completed(loop=client.loop, with_results=True, raise_errors=False)
 
     def fill() -> None:
-        while len(pending) < room and (task := next(waiting, None)) is not None:
-            future = client.submit(_run, task, pure=False, retries=2)
-            pending[future] = task
-            ready.add(future)
+        # Many at once: a call for each task costs as much as measuring a small layer.
+        if len(pending) <= room // 2 and (tasks := list(islice(waiting, room - len(pending)))):
+            futures = client.map(_run, tasks, pure=False, retries=2)
+            pending.update(zip(futures, tasks, strict=True))
+            ready.update(futures)
 
     try:
         fill()
         while pending:
-            future = next(ready)
+            future, result = next(ready)
             task = pending.pop(future)
             if future.status == "error" and isinstance(future.exception(), distributed.KilledWorker):
                 blamed.append(task)
             else:
-                yield task, _outcome(future, task)
+                yield task, _outcome(future, result, task)
             future.release()
             fill()
         for task in blamed:
             future = client.submit(_run, task, pure=False, retries=2)
             ready.add(future)
-            next(ready)
-            yield task, _outcome(future, task)
+            _, result = next(ready)
+            yield task, _outcome(future, result, task)
     finally:
         with contextlib.suppress(Exception):
             client.cancel(list(pending), force=True)
@@ -132,9 +134,9 @@ def _run(task: Any) -> Any:
     return task.run()
 
 
-def _outcome(future: Any, task: T) -> Any:
+def _outcome(future: Any, result: Any, task: T) -> Any:
     if future.status == "finished":
-        return future.result()
+        return result
     if future.status == "error":
         return task.failed(future.exception())
     raise InputError(
