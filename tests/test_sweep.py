@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_info
 from torch import nn
 
 import zanalysis as za
@@ -294,10 +295,13 @@ class Stub:
         with self._lock:
             self._seen["now"] -= 1
             self._seen[self.weight].add((torch.get_num_threads(), self._seen["now"] == 0))
+            blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+            self._seen["blas"].add((self.weight, *blas))
 
 
 def test_the_cores_are_never_asked_for_twice():
-    seen = {"now": 0, "most": 0, 10: set(), LARGE: set()}
+    blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    seen = {"now": 0, "most": 0, 10: set(), LARGE: set(), "blas": set()}
     tasks = [Stub(LARGE if i % 10 == 5 else 10, seen, threading.Lock()) for i in range(40)]
     before = torch.get_num_threads()
     try:
@@ -313,6 +317,10 @@ def test_the_cores_are_never_asked_for_twice():
     assert seen["most"] == 3
     assert {threads for threads, _ in seen[10]} == {1}
     assert seen[LARGE] == {(3, True)}
+    # Built for fewer threads than it is asked for, a BLAS takes as many as it can.
+    assert {(weight, count) for weight, *counts in seen["blas"] for count in counts} >= {(10, 1)}
+    assert not any(count > 1 for weight, *counts in seen["blas"] for count in counts if weight == 10)
+    assert blas == [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
 
 def test_compare_sets_two_side_by_side(tmp_path):

@@ -1,5 +1,6 @@
 """The same sweep on `dask.distributed`: the same table, whatever becomes of the workers."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import zanalysis as za
+from zanalysis.sweep import cluster as cluster_module
 
 distributed = pytest.importorskip("distributed")
 
@@ -91,6 +93,28 @@ def test_killing_a_process_of_a_users_own_cluster(folder):
         pd.testing.assert_frame_equal(za.analyze(folder, scheduler=client, progress=kill), here)
         assert killed
         pd.testing.assert_frame_equal(za.analyze(folder, scheduler=cluster.scheduler_address), here)
+
+
+@pytest.mark.slow
+def test_without_any_worker_ours_come_back_and_others_are_missed(folder, monkeypatch):
+    monkeypatch.setattr(cluster_module, "REVIVE", 1.0)
+    monkeypatch.setattr(cluster_module, "_AHEAD", 2)
+    started, real = [], cluster_module._local
+    monkeypatch.setattr(cluster_module, "_local", lambda n: started.append(real(n)) or started[-1])
+    here = za.analyze(folder)
+    there = za.analyze(folder, workers=1, progress=lambda done, _: done == 4 and started[0].scale(0))
+    pd.testing.assert_frame_equal(there, here)
+    monkeypatch.setattr(cluster_module, "PATIENCE", 1.0)
+    with real(1) as cluster, distributed.Client(cluster, set_as_default=False) as client:
+        cluster.scale(0)
+        client.run_on_scheduler(gone)
+        with pytest.raises(za.ZAnalysisError, match="no Dask worker has been there for 1 seconds"):
+            za.analyze(folder, scheduler=client)
+
+
+async def gone(dask_scheduler):
+    while dask_scheduler.workers:
+        await asyncio.sleep(0.01)
 
 
 def test_without_dask_it_says_what_to_install(folder, monkeypatch):

@@ -220,7 +220,11 @@ class Analysis:
     @property
     def _here(self) -> Runner[Work]:
         # Code of a user's own need not be safe in threads.
-        return in_turn if self._plan.has_user_metrics or callable(self._view) else on_every_core
+        return (
+            partial(in_turn, sparing=True)
+            if self._plan.has_user_metrics or callable(self._view)
+            else on_every_core
+        )
 
     def _settings(self) -> dict[str, Any]:
         tensors: dict[str, Any] = {}

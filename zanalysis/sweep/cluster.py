@@ -9,7 +9,9 @@ the checkpoints themselves, so that their paths must mean the same there as here
 import contextlib
 import importlib
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,6 +22,10 @@ __all__ = ["connected"]
 
 _BLAS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _AHEAD = 64
+_POLL, _LOOK = 0.005, 2.0
+REVIVE, PATIENCE = 20.0, 120.0
+"""Seconds without any worker until ours are started anew, and until a sweep gives up."""
+
 _SECONDS = 10
 
 
@@ -46,11 +52,14 @@ def connected(workers: int | None, scheduler: Any) -> Iterator[Runner[Any]]:
         ) from None
     with contextlib.ExitStack() as stack:
         if isinstance(scheduler, distributed.Client):
-            client = scheduler
+            client, revive = scheduler, None
         else:
             stack.enter_context(_quiet_logs())
+            address, revive = scheduler, None
             try:
-                address = scheduler if scheduler is not None else stack.enter_context(_local(workers or 1))
+                if scheduler is None:
+                    cluster = stack.enter_context(_local(workers or 1))
+                    address, revive = cluster, partial(cluster.scale, workers or 1)
             except (RuntimeError, OSError) as error:
                 raise InputError(
                     f"the Dask workers did not start ({error}); a script that starts some needs "
@@ -65,7 +74,7 @@ def connected(workers: int | None, scheduler: Any) -> Iterator[Runner[Any]]:
                     f"no Dask scheduler answers at {scheduler!r} ({error}); expected its address, such as "
                     "tcp://host:8786."
                 ) from error
-        yield lambda tasks: _results(client, tasks)
+        yield lambda tasks: _results(client, tasks, revive)
 
 
 def _local(workers: int) -> Any:
@@ -94,7 +103,7 @@ def _quiet_logs() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _results(client: Any, tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
+def _results(client: Any, tasks: Iterable[T], revive: Callable[[], None] | None) -> Iterator[tuple[T, Any]]:
     distributed: Any = importlib.import_module("distributed")
     room = _AHEAD * max(1, sum(client.nthreads().values()))
     pending: dict[Any, T] = {}
@@ -112,7 +121,7 @@ def _results(client: Any, tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
     try:
         fill()
         while pending:
-            future, result = next(ready)
+            future, result = _next(ready, client, revive)
             task = pending.pop(future)
             if future.status == "error" and isinstance(future.exception(), distributed.KilledWorker):
                 blamed.append(task)
@@ -123,11 +132,34 @@ def _results(client: Any, tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
         for task in blamed:
             future = client.submit(_run, task, pure=False, retries=2)
             ready.add(future)
-            _, result = next(ready)
+            _, result = _next(ready, client, revive)
             yield task, _outcome(future, result, task)
     finally:
         with contextlib.suppress(Exception):
             client.cancel(list(pending), force=True)
+
+
+def _next(ready: Any, client: Any, revive: Callable[[], None] | None) -> Any:
+    # Dask waits for ever where no worker is left, also where its nanny gave up on one that died at its start.
+    alone_since, looked, revived = 0.0, time.monotonic(), False
+    while not ready.has_ready():
+        time.sleep(_POLL)
+        now = time.monotonic()
+        if now - looked < _LOOK:
+            continue
+        looked = now
+        if client.nthreads():
+            alone_since, revived = 0.0, False
+        elif not alone_since:
+            alone_since = now
+        elif now - alone_since > PATIENCE:
+            raise InputError(
+                f"no Dask worker has been there for {PATIENCE:.0f} seconds; start some, and the sweep again."
+            )
+        elif revive is not None and not revived and now - alone_since > REVIVE:
+            revive()
+            revived = True
+    return next(ready)
 
 
 def _run(task: Any) -> Any:

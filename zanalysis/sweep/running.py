@@ -8,9 +8,11 @@ more than once, and the memory in use does not grow with the number of cores.
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from zanalysis.analyzers.naming import inert
 from zanalysis.sweep.journal import Journal
@@ -49,17 +51,33 @@ T = TypeVar("T", bound=Task)
 Runner = Callable[[Iterable[T]], Iterator[tuple[T, Any]]]
 
 
-def in_turn(tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    # torch's own, and those of the BLAS that numpy brought, which torch does not know of.
+    before = torch.get_num_threads()
+    with threadpool_limits(count, user_api="blas"):
+        torch.set_num_threads(count)  # a thread of a pool takes it over when it first computes
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def in_turn(tasks: Iterable[T], sparing: bool = False) -> Iterator[tuple[T, Any]]:
     """Carry tasks out one after the other, in this thread: for code of a user's own.
 
     Args:
         tasks: what to do.
+        sparing: whether a small tensor gets one BLAS thread: more wait for each other longer than they work.
 
     Yields:
         Each with its outcome.
     """
+    cores = torch.get_num_threads()
     for task in tasks:
-        yield task, task.run()
+        with _threads(1 if sparing and task.weight < LARGE else cores):
+            outcome = task.run()
+        yield task, outcome
 
 
 def on_every_core(tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
@@ -73,29 +91,27 @@ def on_every_core(tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
     """
     cores = torch.get_num_threads()
     if cores == 1:
-        yield from in_turn(tasks)
+        yield from in_turn(tasks, sparing=True)
         return
     pending: dict[Future[Any], T] = {}
     pool = ThreadPoolExecutor(cores, "zanalysis-sweep")
-    try:
-        torch.set_num_threads(1)  # a thread of the pool takes it over when it first computes
-        for task in tasks:
-            if task.weight >= LARGE:
-                while pending:
+    with _threads(1):
+        try:
+            for task in tasks:
+                if task.weight >= LARGE:
+                    while pending:
+                        yield from _ready(pending)
+                    with _threads(cores):
+                        outcome = task.run()
+                    yield task, outcome
+                    continue
+                while len(pending) >= 2 * cores or _in_memory(pending) > AT_ONCE - task.weight:
                     yield from _ready(pending)
-                torch.set_num_threads(cores)
-                outcome = task.run()
-                torch.set_num_threads(1)
-                yield task, outcome
-                continue
-            while len(pending) >= 2 * cores or _in_memory(pending) > AT_ONCE - task.weight:
+                pending[pool.submit(task.run)] = task
+            while pending:
                 yield from _ready(pending)
-            pending[pool.submit(task.run)] = task
-        while pending:
-            yield from _ready(pending)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(cores)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_memory(pending: dict[Future[Any], T]) -> int:
