@@ -78,6 +78,7 @@ class ActivationTap:
 
     Attributes:
         listening: whether anything is told.
+        used: whether there may be something to forget.
         layers: one for each module.
         ever: the layers of which an output has counted in any step.
     """
@@ -99,7 +100,7 @@ class ActivationTap:
             note: told, by kind, what, text and layer, what is to be said; it must not raise.
             guarded: makes a call one that does not raise.
         """
-        self.listening = False
+        self.listening = self.used = False
         self.layers = tapped_layers(layers)
         self._activation = activation
         self._activation_gradient = activation_gradient
@@ -142,6 +143,7 @@ class ActivationTap:
             tensors: which of ``activation`` and ``activation_gradient`` are told.
         """
         self.end()
+        self.used = bool(tensors)
         self._tensors = tensors & {"activation", "activation_gradient"}
         if self._tensors:
             self.follow()

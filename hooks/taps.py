@@ -190,8 +190,9 @@ class Taps:
             return
         self._told.clear()
         wanted = self._guarded(self._observer.wants)(self.step + 1)
-        self._due = (wanted or NOTHING) & self._tensors
-        if self._activations is not None:
+        # At most steps nothing is due, and the less is done then the better.
+        self._due = wanted & self._tensors if wanted else NOTHING
+        if self._activations is not None and (self._due or self._activations.used):
             self._guarded(self._activations.begin)(self._due)
 
     def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -282,7 +282,7 @@ def test_a_tracker_may_be_closed_in_the_midst_of_a_step(mlp):
     assert tracker.table()["step"].unique().tolist() == [0]
 
 
-def test_a_tracker_may_be_closed_by_what_it_calls(mlp):
+def test_a_tracker_may_be_closed_by_what_it_calls(mlp, caplog):
     model, optimizer, train = mlp
     before = traces(model, optimizer)
     tracker = RankTracker(
@@ -296,6 +296,7 @@ def test_a_tracker_may_be_closed_by_what_it_calls(mlp):
     optimizer.zero_grad()
     assert traces(model, optimizer) == before
     assert tracker.table()["step"].unique().tolist() == [0, 1, 2]
+    assert caplog.records == []
 
 
 def test_a_tracker_that_nobody_holds_completes_its_file(tmp_path, mlp):
