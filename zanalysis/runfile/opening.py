@@ -30,7 +30,7 @@ from zanalysis.runfile.superblock import (
     without_marks,
 )
 
-__all__ = ["ask", "check_regular", "unmarked"]
+__all__ = ["ask", "check_regular", "is_marked", "unmarked"]
 
 T = TypeVar("T")
 
@@ -220,6 +220,18 @@ def _check_whole(path: Path) -> bytes:
     if superblock is not None and superblock.flags not in (0, WRITING | SWMR):
         raise _UnsettledError(f"{path} is open for writing in another program; close it there.")
     return block
+
+
+def is_marked(path: Path) -> bool:
+    """Say whether a run file carries the marks of a writer that is at it, or was killed.
+
+    Args:
+        path: the file.
+
+    Returns:
+        False once the writer closed it, or `repair` mended it.
+    """
+    return _marked(_first_bytes(path))
 
 
 def _marked(block: bytes) -> bool:
