@@ -60,7 +60,7 @@ class Transfer:
         if buffer is None:
             return None
         host = buffer.view(dtype).view(tensor.shape)
-        if tensor.device.type == "cpu":
+        if tensor.device.type != "cuda":
             host.copy_(tensor)
             return HostCopy(buffer, host, None)
         staged = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)

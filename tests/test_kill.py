@@ -157,7 +157,7 @@ def kill_after(trainings, path, delay, kind, meanwhile=None):
 
 def check_killed_tensors(path, whole, died, progress):
     run = open_run(path)
-    last = int(run.steps[-1])
+    last = len(run.steps) - 1  # none, where it died before the thread had flushed the first one
     assert run.steps.tolist() == list(range(last + 1))
     assert last >= max((step for step, when in progress if when < died - 1.0), default=0)
     steps = (SAMPLED | {last, last - 1}) & frozenset(range(301))
@@ -170,7 +170,9 @@ def check_killed_tensors(path, whole, died, progress):
     with h5py.File(path, "r") as file:
         done = int(file["tensors/committed"][0])
         assert file["tensors/step"][:done].tolist() == list(range(last + 1))
-        assert torch.equal(torch.from_numpy(file["tensors/data/0"][last]), run.tensor("0", "weight", last))
+        for step in range(max(0, last), last + 1):
+            weight = torch.from_numpy(file["tensors/data/0"][step])
+            assert torch.equal(weight, run.tensor("0", "weight", step))
     assert open_run(path).logged().equals(logged)
 
 
@@ -205,7 +207,7 @@ def test_200_of_200(tmp_path, trainings, unkilled, unkilled_tensors, attempt, ki
         check_killed_tensors(path, unkilled_tensors, died, progress)
     else:
         table = open_run(path).table()
-        last = int(table["step"].max())
+        last = len(open_run(path).steps) - 1
         assert last >= max((step for step, when in progress if when < died - 1.0), default=0)
         known = min(last, 600)
         whole = unkilled[0]
@@ -226,7 +228,7 @@ def test_200_of_200(tmp_path, trainings, unkilled, unkilled_tensors, attempt, ki
 
 
 def last_kept(path):
-    return max(0, int(open_run(path).steps[-1]) - 2)
+    return max(0, len(open_run(path).steps) - 3)
 
 
 @pytest.mark.parametrize("attempt", range(20))

@@ -330,7 +330,24 @@ def test_a_reader_sees_only_what_is_committed(tmp_path):
     writer.flush()
     check(open_run(path), range(5))
     assert open_run(path).dropped == 3
+    writer.drop_tensors()
     writer.close()
+    assert open_run(path).dropped == 4
+
+
+def test_a_compressed_chunk_is_written_once(tmp_path):
+    sizes = []
+    for every in (1, 50):
+        path = tmp_path / f"{every}.h5"
+        writer = RunWriter(path, (), tensors=[TensorKey("x", "activation")], compression="gzip")
+        for step in range(100):
+            values = np.random.default_rng(step).random((20, 50)).astype(np.float32)
+            writer.append_tensors(step, [Kept("ok", "float32", values)])
+            if step % every == 0:
+                writer.flush()
+        writer.close()
+        sizes.append(path.stat().st_size)
+    assert sizes[0] < 1.1 * sizes[1] < 1.5 * 100 * 4000  # or each flush would leave a chunk behind
 
 
 # --- going on -----------------------------------------------------------------------------------------
@@ -358,6 +375,9 @@ def test_going_on_gives_the_tensors_of_one_unbroken_run(tmp_path, size_limit, co
     assert names(tmp_path) == ["run.h5"]
     with h5py.File(path, "r") as file:
         assert file["tensors/data/0"].shape[0] == len(run.steps)
+        if compression is None:  # what was cut is gone, and the rest lies without gaps
+            there = [*whole, *range(start, start + 6)]
+            assert len(file["tensors/data/1"]) == sum(bits_of(tensors(step)[1]).nbytes for step in there)
 
 
 def test_other_tensors_do_not_go_into_the_same_file(tmp_path, size_limit):
