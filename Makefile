@@ -26,11 +26,12 @@ setup: $(STAMP)  ## make .venv/ with everything in it
 demo: $(STAMP)  ## train the networks of Figure 3, and judge Theorem 1
 	$(BIN)/zanalysis verify theorem1 --overwrite
 
+# One process for each core, with one thread each: numerics in many threads would wait for one another.
 test: $(STAMP)  ## run the tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 test-slow: $(STAMP)  ## run the slow tests
-	$(BIN)/pytest -m 'slow and not cuda'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m 'slow and not cuda'
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .

@@ -62,6 +62,7 @@ class RankTracker(Attachment):
     in each of them, with the same arguments; one of them writes. See `hooks.distributed`.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Linear(4, 3)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> with RankTracker(model, optimizer, schedule=every(2), metrics="rank") as tracker:

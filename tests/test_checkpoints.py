@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from hooks import RankTracker, every
+from hooks import RankTracker, Recorder, every
 from zanalysis.checkpoints import find_checkpoints, open_checkpoint, open_checkpoints, places
 from zanalysis.errors import CheckpointError, InputError
 
@@ -523,19 +523,27 @@ def test_a_run_file_without_raw_tensors_says_what_to_do(tmp_path, mlp):
         open_checkpoint(tmp_path / "run.h5")
 
 
-def test_a_run_file_with_raw_tensors_is_a_checkpoint_for_each_step(tmp_path, mlp, monkeypatch):
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_run_file_with_raw_tensors_is_a_checkpoint_for_each_step(tmp_path, mlp, dtype):
     model, optimizer, train = mlp
-    with RankTracker(model, optimizer, tmp_path / "run.h5", schedule=every(1)):
-        train(2)
-    from zanalysis.runfile.reader import Run
-
-    rows = [("0", "weight", (5, 6), torch.float32), ("0", "gradient", (5, 6), torch.float32)]
-    monkeypatch.setattr(Run, "tensors", lambda self: rows, raising=False)
-    monkeypatch.setattr(Run, "tensor", lambda self, layer, tensor, step: torch.full((5, 6), float(step)))
-    found = open_checkpoints(tmp_path / "run.h5")
-    assert [(c.kind, c.step, len(c.tensors)) for c in found] == [("recorder", step, 1) for step in (0, 1, 2)]
-    assert torch.equal(found[1].tensors[0].load(), torch.ones(5, 6))
-    last = open_checkpoint(tmp_path / "run.h5")
+    weights = []
+    with Recorder(
+        model, optimizer, tmp_path / "raw.h5", schedule=every(1), tensors=("weight", "gradient"), dtype=dtype
+    ):
+        weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        for _ in range(2):
+            train(1)
+            weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    found = open_checkpoints(tmp_path / "raw.h5")
+    assert [(c.kind, c.step) for c in found] == [("recorder", step) for step in (0, 1, 2)]
+    for checkpoint, kept in zip(found, weights, strict=True):
+        assert {t.name for t in checkpoint.tensors} == {"0", "2"}
+        for stored in checkpoint.tensors:
+            weight = kept[f"{stored.name}.weight"]
+            assert stored.dtype == (dtype or torch.float32)
+            assert stored.shape == tuple(weight.shape)
+            assert torch.equal(stored.load(), weight.to(stored.dtype))
+    last = open_checkpoint(tmp_path / "raw.h5")
     assert last.step == 2
     assert last.notes == ("Of its 3 recorded steps the last, 2, is taken.",)
 

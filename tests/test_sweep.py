@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 from torch import nn
 
 import zanalysis as za
-from hooks import RankTracker
+from hooks import RankTracker, Recorder
 from zanalysis.checkpoints import open_checkpoint
 from zanalysis.runfile.tables import COLUMNS
 from zanalysis.sweep import side_by_side
@@ -80,6 +80,13 @@ def test_live_and_in_either_file_the_table_is_the_same(tmp_path, dtype):
         {k: v.clone() for k, v in model.state_dict().items() if k != "head.weight"},
         tmp_path / "s-7.safetensors",
     )
+    with Recorder(model, None, tmp_path / "raw.h5", schedule=lambda step: step == 7) as recorder:
+        for _ in range(7):
+            recorder.step()
+    everything = za.analyze(tmp_path / "raw.h5", metrics=METRICS, reference=[None, "init", "identity"])
+    assert everything["step"].unique().tolist() == [0, 7]
+    for _, table in everything.groupby("step"):
+        values_agree(table.reset_index(drop=True), live)
     for name in ("step-7.pt", "whole-7.pt", "s-7.safetensors"):
         table = za.analyze(tmp_path / name, metrics=METRICS, reference=[None, "init", "identity"])
         assert list(table.columns) == ["checkpoint", *COLUMNS]
@@ -338,3 +345,9 @@ def test_compare_sets_two_side_by_side(tmp_path):
         za.compare(tmp_path / "a.pt", tmp_path / "a.pt")
     with pytest.raises(za.ZAnalysisError, match="holds 2 checkpoints"):
         za.compare(tmp_path, tmp_path / "a.pt")
+
+
+def test_what_is_of_gradients_is_not_measured_of_weights(tmp_path):
+    torch.save({"w": torch.eye(3)}, tmp_path / "a.pt")
+    with pytest.raises(za.InputError, match="zero_gradient is a number of gradients, and a checkpoint has none"):
+        za.analyze(tmp_path / "a.pt", metrics=("rank", "zero_gradient"))

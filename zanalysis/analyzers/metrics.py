@@ -81,6 +81,7 @@ _NOT_OF_A_MATRIX = {
     SPAN: "of the activations of many steps; record it with tensors='activation', or see activation_span",
     JACOBIAN: "of a whole network at a probe; record it with probe=…, or see jacobian_singular_values",
 }
+OF_GRADIENTS = "zero_gradient"
 KNOWN = (*SCALARS, *_GROUPS, SPECTRUM, *_NOT_OF_A_MATRIX)
 
 

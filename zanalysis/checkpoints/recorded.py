@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from zanalysis.checkpoints.faults import FaultError
 from zanalysis.checkpoints.places import checked_shape
 from zanalysis.errors import RunFileError
 from zanalysis.runfile.reader import open_run
+from zanalysis.runfile.tensor_reader import RecordedTensor
 
 __all__ = ["describe_run"]
 
@@ -51,19 +51,31 @@ def describe_run(path: Path) -> list[Checkpoint]:
     """
     with _told():
         run = open_run(path)
-        listing: Any = getattr(run, "tensors", None)
-        kept = [row for row in (listing() if listing is not None else ()) if row[1] == "weight"]
-        steps = [int(step) for step in run.steps]
-    if not kept or not steps:
+        kept = [row for row in run.tensors if row.tensor == "weight"]
+    # The tracker knew which three-dimensional parameters are kernels, and counted their matrices.
+    whole = {
+        layer["name"]: layer["matrices"] == [layer["name"]] for layer in run.attributes.get("layers", ())
+    }
+    steps = sorted({int(step) for row in kept for step in row.steps})
+    if not steps:
         raise FaultError("keeps measured numbers and no weights; record them with hooks.Recorder.")
     return [
-        Checkpoint(path, "recorder", step, tuple(_stored(path, row, step) for row in kept)) for step in steps
+        Checkpoint(
+            path,
+            "recorder",
+            step,
+            tuple(_stored(path, row, step, whole.get(row.layer)) for row in kept if step in row.steps),
+        )
+        for step in steps
     ]
 
 
-def _stored(path: Path, row: Any, step: int) -> StoredTensor:
-    layer, _, shape, dtype = row
+def _stored(path: Path, row: RecordedTensor, step: int, kernel: bool | None) -> StoredTensor:
+    place = _Recorded(path.absolute(), row.layer, step)
+    dtype: torch.dtype = getattr(torch, row.dtype)
     why = unfit(dtype)
-    place = _Recorded(path.absolute(), layer, step)
-    status = "skipped" if why else "ok"
-    return StoredTensor(layer, checked_shape(tuple(shape)), dtype, status, why, path=path, place=place)
+    # A weight has one shape and one dtype: the columns of the file are made for it.
+    shape = checked_shape(tuple(size or 0 for size in row.shape or ()))
+    return StoredTensor(
+        row.layer, shape, dtype, "skipped" if why else "ok", why, kernel, path=path, place=place
+    )

@@ -97,7 +97,7 @@ def _spectra(run: Run) -> "pd.DataFrame | None":
     import pandas as pd
 
     parts = []
-    for key in run._spectra:
+    for key in run.spectrum_keys:
         found = run.spectra(key.layer, key.tensor, key.reference)
         steps, indices = np.indices(found.values.shape)
         parts.append(

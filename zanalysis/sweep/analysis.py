@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zanalysis.analyzers.matrices import VIEWS, View
-from zanalysis.analyzers.metrics import UserMetric, plan
+from zanalysis.analyzers.metrics import OF_GRADIENTS, UserMetric, plan
 from zanalysis.analyzers.naming import Selection, inert
 from zanalysis.analyzers.statuses import CODES
 from zanalysis.checkpoints import StoredTensor
@@ -161,7 +161,12 @@ class Analysis:
         self._overwrite = overwrite
         self._workers, self._scheduler = workers, scheduler
         self._view, self._layers, self._split = view, layers, checked_split(split)
-        plan(metrics, ("none",), tolerance)  # the settings first: they are looked at without reading anything
+        asked = plan(metrics, ("none",), tolerance)  # the settings first, without reading anything
+        if OF_GRADIENTS in asked.metrics:
+            raise InputError(
+                f"{OF_GRADIENTS} is a number of gradients, and a checkpoint has none; record it with RankTracker("
+                "tensors='gradient')."
+            )
         self._paths = self._found(paths)
         self._references = named_references(reference)
         self._plan = plan(metrics, tuple(self._references), tolerance)
