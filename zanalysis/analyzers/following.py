@@ -4,9 +4,10 @@ As in `subspace`, the leading singular vectors of the last record start the next
 needs a decision is left to the host, so that nothing synchronizes: the device does a fixed number of
 products and QR decompositions of narrow blocks, and sends a few small matrices. With Q the orthonormal rows
 of a block Krylov space of `AᵀA` (`A Aᵀ` where A is wide), those are `T = Q AᵀA Qᵀ`, `M = Q (AᵀA)² Qᵀ`, the
-squares of `‖A‖_F` and the largest entry. The eigenvalues of T are the Ritz values θ_i², and the residual of a
-Ritz vector `e` of T follows as `r² = eᵀM e − θ⁴`; the error is bounded as in `subspace`. The host's answer
-sets the number of blocks for the next record: more where the bound was not reached, fewer where it was by far.
+squares of `‖A‖_F` and the largest entry. The eigenvalues of T are the Ritz values θ_i², and with its
+eigenvectors E the products of their residuals are `EᵀM E − Θ²`; the error is bounded as in `subspace`.
+The host's answer sets the number of blocks for the next record: more where the bound was not reached,
+fewer where it was by far.
 """
 
 import math
@@ -82,8 +83,8 @@ def finished(sums: Tensor, side: int) -> Answer:
     theta, vectors = torch.linalg.eigh((clean + clean.mT) / 2)
     theta, vectors = theta.flip(-1)[:, :KEPT], vectors.flip(-1)[:, :, :KEPT].mT
     twice = torch.where(there[:, None, None], twice, 0.0)
-    residuals = ((vectors @ twice * vectors).sum(-1) - theta.square()).clamp(min=0).sqrt()
-    tops, errors = zip(*map(bounded, theta.tolist(), residuals.tolist()), strict=True)
+    grams = vectors @ twice @ vectors.mT - torch.diag_embed(theta.square())
+    tops, errors = zip(*map(bounded, theta.numpy(), grams.numpy()), strict=True)
     top, error = torch.tensor(tops, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64)
     good = there & (error <= ENOUGH)
     values = torch.where(good, (squares / top).clamp(1, side), torch.nan)

@@ -58,8 +58,8 @@ FEWEST_FOR_BLOCKS = 64
 REFINED = 8e-5
 """Bound on the relative error of σ₁² after a refinement; the stable rank promises 1e-4."""
 
-ROUNDS = 3
-"""How many refinements are tried before the search begins anew."""
+MOST_BLOCKS = 5
+"""How many blocks a refinement may add before the search begins anew."""
 
 RANDOM_SEED = 15_485_863
 
@@ -134,15 +134,9 @@ def loose_square(work: Tensor, warm: WarmStart | None, key: Hashable) -> float |
 
 def _refined_square(work: Tensor, warm: WarmStart, key: Hashable, block: Tensor) -> float | None:
     tall = work if work.shape[-2] >= work.shape[-1] else work.mT
-    found, share = None, 1.0
-    for _ in range(ROUNDS):
-        warm.uses += 1
-        found = refined(tall, block, RANDOM_SEED + warm.uses)
-        share = min(share, found.share)
-        if found.error <= REFINED:
-            break
-        block = found.vectors
-    if found is None or found.error > REFINED:
+    warm.uses += 1
+    found = refined(tall, block, RANDOM_SEED + warm.uses, REFINED, MOST_BLOCKS)
+    if found.error > REFINED:
         return None
     due = warm.unchecked.get(key, 0) + 1 >= CHECKED_EVERY
     checked = due or min(work.shape) <= ALWAYS_PROVED
@@ -150,7 +144,7 @@ def _refined_square(work: Tensor, warm: WarmStart, key: Hashable, block: Tensor)
         if min(work.shape) > ALWAYS_PROVED:
             warm.missed.append(UNSEEN.format(CHECKED_EVERY))
         return None
-    if share < HALF and not checked:
+    if found.share < HALF and not checked:
         warm.missed.append(UNSEEN.format(warm.unchecked.get(key, 0) + 1))
     warm.keep(key, found.vectors, checked)
     return found.square

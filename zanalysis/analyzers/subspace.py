@@ -1,13 +1,13 @@
 """The largest singular value of a matrix that has changed a little, from its leading singular vectors.
 
-A block of p orthonormal vectors that spanned the leading singular subspace at the last record, and q random
-ones, is multiplied by `AᵀA` twice: `X`, and `P`, the part of `AᵀA X` that is orthogonal to X. The Ritz values
-of their span (Rayleigh & Ritz; Parlett, The Symmetric Eigenvalue Problem, 1998, chapter 11) are θ₁² ≥ θ₂² ≥ …,
-their residuals `r_i = AᵀA v_i − θ_i² v_i`. Four products with a narrow block, always as many.
+The block Krylov space of `AᵀA` is built on p orthonormal vectors that spanned the leading singular subspace at
+the last record, and q random ones: two products with a narrow block for each block of it, one block more
+while the bound is not reached. The Ritz values of the space (Rayleigh & Ritz; Parlett, The Symmetric
+Eigenvalue Problem, 1998, chapter 11) are θ₁² ≥ θ₂² ≥ …, their residuals `r_i = AᵀA v_i − θ_i² v_i`.
 
 What the residuals say. In the basis of the first j Ritz vectors and their complement, `AᵀA` is
-`[[Θ, Rᵀ], [R, C]]`; by the Schur complement its largest eigenvalue exceeds θ₁² by at most
-`‖R_j‖² / (θ₁² − λ)`, where λ bounds the complement's. For λ stands `θ_{j+1}² + ‖r_{j+1}‖`, the most that is
+`[[Θ, Rᵀ], [R, C]]`; by the Schur complement its largest eigenvalue is at most that of the j×j matrix
+`Θ + RᵀR / (θ₁² − λ)`, where λ bounds the complement's. For λ stands `θ_{j+1}² + ‖r_{j+1}‖`, the most that is
 known of the complement; j is chosen for the smallest bound, so that near-twins within the block do no harm.
 
 What they cannot say, as in `lanczos`: whether something in the complement exceeds what the block has seen
@@ -15,14 +15,19 @@ of it. A direction that grows shows in the block long before it leads; one that 
 records, orthogonal to all that lead, is left to the random vectors, and to the checks of `norms`.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from zanalysis.analyzers.shared_products import block_times, block_times_adjoint
 
 __all__ = ["FRESH", "KEPT", "Refined", "bounded", "orthonormal", "orthonormal_to", "refined"]
+
+FloatArray = npt.NDArray[np.float64]
 
 KEPT = 6
 """How many leading vectors are kept from record to record."""
@@ -49,30 +54,49 @@ class Refined(NamedTuple):
     share: float
 
 
-def refined(A: Tensor, vectors: Tensor, seed: int) -> Refined:
+def refined(A: Tensor, vectors: Tensor, seed: int, enough: float, most: int = 1) -> Refined:
     """Refine the leading right singular vectors.
 
     Args:
-        A: `[m, n]`, float32, m ≥ n ≥ 4 · (KEPT + FRESH), entries near 1 enough to be squared.
+        A: `[m, n]`, float32, m ≥ n ≥ (1 + most) · (KEPT + FRESH), entries near 1 enough to be squared.
         vectors: `[KEPT, n]`, nearly orthonormal: those of a matrix near A.
         seed: of the random ones, another at each record.
+        enough: the bound on the relative error of σ₁² that is asked for.
+        most: how many blocks may follow the first to get there.
 
     Returns:
         What is known of A.
     """
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(2 * FRESH + len(vectors), A.shape[-1], generator=generator).to(vectors)
-    X = orthonormal(torch.cat([vectors, noise[:FRESH]]))
-    image = _through(A, X)
-    P = orthonormal_to(X, image, noise[FRESH:])
-    basis, images = torch.cat([X, P]), torch.cat([image, _through(A, P)])
+    fresh = torch.randn(FRESH, A.shape[-1], generator=generator).to(vectors)
+    basis = orthonormal(torch.cat([vectors, fresh]))
+    newest = images = _through(A, basis)
+    found = None
+    for _ in range(most):
+        block = orthonormal_to(basis, newest, _noise(len(newest), A.shape[-1]).to(vectors))
+        newest = _through(A, block)
+        basis, images = torch.cat([basis, block]), torch.cat([images, newest])
+        found = _extracted(basis, images, len(vectors))
+        if found.error <= enough:
+            break
+    assert found is not None
+    return found
+
+
+def _extracted(basis: Tensor, images: Tensor, known: int) -> Refined:
     projected = (basis @ images.mT).double()
     squares, mixing = torch.linalg.eigh((projected + projected.mT) / 2)
-    squares, mixing = squares.flip(-1)[:KEPT], mixing.mT.flip(0)[:KEPT].to(basis)
+    squares, mixing = squares.flip(-1)[:KEPT].cpu(), mixing.mT.flip(0)[:KEPT].to(basis)
     ritz = mixing @ basis
-    residuals = torch.linalg.vector_norm(mixing @ images - squares.to(basis)[:, None] * ritz, dim=-1)
-    share = float(mixing[0, : len(vectors)].square().sum())
-    return Refined(*bounded(squares.tolist(), residuals.tolist()), ritz, share)
+    residuals = (mixing @ images - squares.to(basis)[:, None] * ritz).double()
+    share = float(mixing[0, :known].square().sum())
+    return Refined(*bounded(squares.numpy(), (residuals @ residuals.mT).cpu().numpy()), ritz, share)
+
+
+@lru_cache(maxsize=64)
+def _noise(rows: int, columns: int) -> Tensor:
+    # Stands for what has no direction of its own: any will do, and the same each time.
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(32_452_843))
 
 
 def _through(A: Tensor, X: Tensor) -> Tensor:
@@ -111,24 +135,25 @@ def orthonormal_to(Q: Tensor, rows: Tensor, noise: Tensor) -> Tensor:
     return orthonormal(rest - (rest @ Q.mT) @ Q)
 
 
-def bounded(squares: list[float], residuals: list[float]) -> tuple[float, float]:
+def bounded(squares: FloatArray, gram: FloatArray) -> tuple[float, float]:
     """Bound the error of the largest Ritz value.
 
     Args:
-        squares: the leading Ritz values θ_i², descending.
-        residuals: the norms of their residuals.
+        squares: the leading Ritz values θ_i², descending, `[p]`.
+        gram: the inner products of their residuals, `[p, p]`.
 
     Returns:
-        θ₁², and the bound on `(σ₁² − θ₁²) / θ₁²`.
+        θ₁², and the bound on `(σ₁² − θ₁²) / θ₁²`; infinite where nothing is bounded.
 
     Example:
-        >>> bounded([4.0, 1.0], [0.3, 0.0])
-        (4.0, 0.0075)
+        >>> bounded(np.array([4.0, 1.0]), np.diag([0.75, 0.0]))
+        (4.0, 0.0625)
     """
-    top, best, sum_of_squares = squares[0], float("inf"), 0.0
+    top, best = float(squares[0]), float("inf")
+    norms = np.sqrt(np.maximum(np.diagonal(gram), 0))
     for j in range(1, len(squares)):
-        sum_of_squares += residuals[j - 1] ** 2
-        gap = top - squares[j] - residuals[j]
+        gap = top - squares[j] - norms[j]
         if gap > 0:
-            best = min(best, sum_of_squares / gap)
-    return top, best / top if top > 0 else float("inf")
+            raised = np.diag(squares[:j]) + gram[:j, :j] / gap
+            best = min(best, float(np.linalg.eigvalsh(raised)[-1]) - top)
+    return top, max(best, 0.0) / top if top > 0 else float("inf")
