@@ -1,7 +1,7 @@
 """What a tracker costs a training: two copies of a model in one process, step by step in turn.
 
-Every row is the time of the observed copy over that of the plain one, attaching and closing included, with the
-order of the two swapped at every step. A row of plain against plain is the noise floor.
+Every row is the time of the observed copy over that of the plain one, closing included, with the order of the
+two swapped at every step. A row of plain against plain is the noise floor.
 """
 
 import copy
@@ -98,9 +98,7 @@ def compared(model: nn.Module, shape: tuple[int, ...], steps: int, attach: Attac
         step(which, *next(batches))
     seconds = [0.0, 0.0]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        began = time.perf_counter()
         stack.enter_context(attach(models[1], optimizers[1], Path(folder) / "run.h5"))
-        seconds[1] += time.perf_counter() - began
         for index in range(steps):
             batch = next(batches)
             for which in (0, 1) if index % 2 else (1, 0):
