@@ -15,6 +15,7 @@ from torch import nn
 import zanalysis as za
 from hooks import RankTracker, Recorder
 from zanalysis.checkpoints import open_checkpoint
+from zanalysis.errors import InputError
 from zanalysis.runfile.tables import COLUMNS
 from zanalysis.sweep import side_by_side
 from zanalysis.sweep.layers import layers_of
@@ -350,6 +351,6 @@ def test_compare_sets_two_side_by_side(tmp_path):
 def test_what_is_of_gradients_is_not_measured_of_weights(tmp_path):
     torch.save({"w": torch.eye(3)}, tmp_path / "a.pt")
     with pytest.raises(
-        za.InputError, match="zero_gradient is a number of gradients, and a checkpoint has none"
+        InputError, match="zero_gradient is a number of gradients, and a checkpoint has none"
     ):
         za.analyze(tmp_path / "a.pt", metrics=("rank", "zero_gradient"))
