@@ -27,7 +27,17 @@ from hooks import RankTracker, every
 from zanalysis.errors import InputError, RunFileError
 from zanalysis.experiments.data import load
 from zanalysis.experiments.theorem1 import Case, Training, train
-from zanalysis.reporting import gathering, meanings, payload, rendering, text, thinning, verdicts
+from zanalysis.reporting import (
+    facts,
+    gathering,
+    meanings,
+    notices,
+    payload,
+    rendering,
+    text,
+    thinning,
+    verdicts,
+)
 from zanalysis.runfile import RunWriter, Series, SpectrumKey
 from zanalysis.runfile.tables import COLUMNS
 from zanalysis.verify import exact_cases
@@ -565,3 +575,20 @@ def test_a_run_that_was_tracked_live_is_the_models(tmp_path):
     assert {"no reference, τ default", "no reference, τ 0.1", "minus init, τ 0.1"} <= set(data["combos"])
     assert {kind["metric"] for kind in data["kinds"]} == {"rank", "own"}
     assert data["series"][0]["bound"] == [4, "min(m, n)"]
+
+
+def test_that_a_recording_begins_without_gradients_is_no_warning(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    with RankTracker(
+        model, optimizer, tmp_path / "run.h5", schedule=every(1), tensors=("weight", "gradient"),
+        metrics=("rank", "jacobian_singular_values"), probe=x,
+    ):  # fmt: skip
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    record = gathering.gather(tmp_path / "run.h5")
+    assert [notice.kind for notice in notices.notices(record, {})] == []
+    assert dict(facts.summary(record))["layers"] == "2"

@@ -350,7 +350,5 @@ def test_compare_sets_two_side_by_side(tmp_path):
 
 def test_what_is_of_gradients_is_not_measured_of_weights(tmp_path):
     torch.save({"w": torch.eye(3)}, tmp_path / "a.pt")
-    with pytest.raises(
-        InputError, match="zero_gradient is a number of gradients, and a checkpoint has none"
-    ):
+    with pytest.raises(InputError, match="zero_gradient is a number of gradients, and a checkpoint has none"):
         za.analyze(tmp_path / "a.pt", metrics=("rank", "zero_gradient"))

@@ -38,7 +38,10 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     else:
         yield "recorded", "no step yet"
     yield "schedule", _text(attributes.get("schedule"))
-    yield "layers", number(len(record.layers))
+    # A sample of a probe stands where a layer's name does, and is none.
+    followed = {one.layer for one in record.series if one.tensor != "jacobian"}
+    followed |= {key.layer for key in record.spectrum_keys if key.tensor != "jacobian"}
+    yield "layers", number(len(followed))
     yield "metrics", _several([one.metric for one in record.series], bool(record.spectrum_keys))
     yield "tensors", _several([key[1] for key in (*record.series, *record.spectrum_keys)])
     yield "references", _several([key[2] for key in (*record.series, *record.spectrum_keys)])

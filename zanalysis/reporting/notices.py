@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from zanalysis.reporting.gathering import ABSENT, Record
 from zanalysis.reporting.text import number
@@ -84,12 +85,28 @@ def _on_run(record: Record) -> Iterator[Notice]:
             yield Notice("infinite", "", f"The logged scalar {name} is infinite {_times(infinite)}.")
 
 
+def _before_any(record: Record) -> npt.NDArray[np.bool_]:
+    # At the step where a recording begins there is no gradient and no activation yet, as it should be.
+    resumed = record.attributes.get("resumed")
+    parts = resumed if isinstance(resumed, list) else []
+    starts = [
+        0,
+        record.attributes.get("start"),
+        *(part.get("start") for part in parts if isinstance(part, dict)),
+    ]
+    at_start = np.isin(record.steps, [start for start in starts if isinstance(start, int)])
+    other = np.array([one.tensor != "weight" for one in record.series], bool)
+    skipped = record.status == (record.words.index("skipped") if "skipped" in record.words else -1)
+    found: npt.NDArray[np.bool_] = at_start[:, None] & other & skipped
+    return found
+
+
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{number(count)} times"
 
 
 def _without_number(record: Record) -> Iterator[Notice]:
-    bad = ~np.isfinite(record.value)
+    bad = ~np.isfinite(record.value) & ~_before_any(record)
     seen: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for s in np.flatnonzero(bad.any(axis=0)).tolist():
         one = record.series[s]
