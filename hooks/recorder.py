@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hooks.account import Account
-from hooks.arguments import check_settings, checked_tensors
+from hooks.arguments import check_settings, checked_path, checked_tensors
 from hooks.attachment import Attachment, described, staged
 from hooks.collector import Collector, keys_of
 from hooks.distributed import NoWriter, check_supported, check_whole, team_of
@@ -144,7 +144,7 @@ class Recorder(Attachment):
                 flush_seconds,
                 on_full,
             )
-            self._path = str(os.fspath(path))
+            self._path = checked_path(path)
             return Transfer(pool, wait=on_full == "block", served=lambda: thread.working)
 
         def attach(undo: ExitStack) -> Taps:

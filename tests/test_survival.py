@@ -389,3 +389,17 @@ def test_repair_and_info_on_the_command_line(tmp_path):
     with pytest.raises(RunFileError, match="is being written by another tracker"):
         repair(tmp_path / "live.h5")
     writer.close()
+
+
+@pytest.mark.parametrize("attached", [RankTracker, Recorder])
+def test_a_loop_that_changes_its_folder_goes_on_in_the_same_file(tmp_path, monkeypatch, mlp, attached):
+    model, optimizer, train = mlp
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with attached(model, optimizer, "run.h5", schedule=every(1)) as recording:
+        train(2)
+        os.chdir("outputs")
+        train(2)
+        read = recording.table()["step"] if attached is RankTracker else recording.tensors[0].steps
+        assert sorted(set(read)) == [0, 1, 2, 3, 4]
+    assert not list((tmp_path / "outputs").iterdir())
