@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 __all__ = [
+    "cpu_by_default",
+    "default_of_training",
     "full_precision",
     "is_quiet",
     "preserved_attributes",
@@ -21,6 +23,7 @@ __all__ = [
 ]
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_default: ContextVar[torch.device | None] = ContextVar("default", default=None)
 
 
 @contextmanager
@@ -113,6 +116,32 @@ def _matmul_precision() -> str:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # a backend was set to something of its own: the word is as it was at the start
         return "highest"
+
+
+@contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """Make tensors on the host where no device is named, whatever default the training has set."""
+    default = torch.get_default_device()
+    if default.type == "cpu":
+        yield
+        return
+    token = _default.set(default)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        _default.reset(token)
+
+
+@contextmanager
+def default_of_training() -> Iterator[None]:
+    """Give the model's own code the default device back that `cpu_by_default` has put aside."""
+    default = _default.get()
+    if default is None:
+        yield
+        return
+    with default:
+        yield
 
 
 @contextmanager
