@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,18 +117,18 @@ def _is_one(value: Any) -> bool:
 
 
 def checked_path(path: Any) -> str:
-    """Return the name of the run file as text.
+    """Return the name of the run file as text, whatever folder the loop may change to.
 
     Args:
         path: what was given.
 
     Returns:
-        The name.
+        The name, from the root on.
 
     Raises:
         InputError: if it is no name of a file.
     """
     try:
-        return str(os.fspath(path))
+        return str(Path(os.fsdecode(path)).absolute())
     except TypeError as error:
         raise InputError(f"got path = {path!r}, expected the name of a file, or None.") from error

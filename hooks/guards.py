@@ -4,12 +4,16 @@ import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 __all__ = [
+    "cpu_by_default",
+    "default_of_training",
+    "full_precision",
     "is_quiet",
     "preserved_attributes",
     "preserved_rng",
@@ -19,6 +23,7 @@ __all__ = [
 ]
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_default: ContextVar[torch.device | None] = ContextVar("default", default=None)
 
 
 @contextmanager
@@ -74,6 +79,71 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
+EXACT = frozenset({"none", "ieee"})
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply float32 as float32, where the training lets its own products run in TF32 or bfloat16."""
+    # From version 2.9 on there is a setting for each backend beside the one word for all.
+    backends: list[Any] = [
+        getattr(one, "matmul", None) for one in (torch.backends.cuda, torch.backends.mkldnn)
+    ]
+    before = [(backend, backend.fp32_precision) for backend in backends if hasattr(backend, "fp32_precision")]
+    word = _matmul_precision()
+    if word == "highest" and all(precision in EXACT for _, precision in before):
+        yield
+        return
+    if word != "highest":
+        torch.set_float32_matmul_precision("highest")
+    for backend, precision in before:
+        if precision not in EXACT:
+            backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if word != "highest":
+            torch.set_float32_matmul_precision(word)
+        for backend, precision in before:
+            # One that follows the setting for all backends goes on following it.
+            backend.fp32_precision = "none"
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # a backend was set to something of its own: the word is as it was at the start
+        return "highest"
+
+
+@contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """Make tensors on the host where no device is named, whatever default the training has set."""
+    default = torch.get_default_device()
+    if default.type == "cpu":
+        yield
+        return
+    token = _default.set(default)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        _default.reset(token)
+
+
+@contextmanager
+def default_of_training() -> Iterator[None]:
+    """Give the model's own code the default device back that `cpu_by_default` has put aside."""
+    default = _default.get()
+    if default is None:
+        yield
+        return
+    with default:
+        yield
+
+
 @contextmanager
 def preserved_rng(needed: bool) -> Iterator[None]:
     """Give every random number generator back as it was: a user's function may draw from it."""
@@ -99,5 +169,5 @@ def undisturbed(runs_user_code: bool) -> Iterator[None]:
     Args:
         runs_user_code: whether functions of the user's own will run.
     """
-    with torch.no_grad(), without_autocast(), preserved_rng(runs_user_code):
+    with torch.no_grad(), without_autocast(), full_precision(), preserved_rng(runs_user_code):
         yield

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hooks.activation_tap import first_tensor
-from hooks.guards import preserved_attributes, preserved_rng, quiet, without_autocast
+from hooks.guards import default_of_training, preserved_attributes, preserved_rng, quiet, without_autocast
 from hooks.layers import Layer
 from zanalysis.analyzers.jacobian import jacobian_reading
 from zanalysis.analyzers.metrics import NONE
@@ -168,6 +168,7 @@ class Probe:
             stack.enter_context(preserved_rng(True))
             stack.enter_context(preserved_attributes(self.model))
             stack.enter_context(without_autocast())
+            stack.enter_context(default_of_training())
             stack.enter_context(warnings.catch_warnings())
             # A checkpointed part says so where it has no gradients to save memory for.
             warnings.filterwarnings(

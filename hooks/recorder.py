@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from hooks.account import Account
-from hooks.arguments import check_settings, checked_tensors
+from hooks.arguments import check_settings, checked_path, checked_tensors
 from hooks.attachment import Attachment, described, staged
 from hooks.collector import Collector, keys_of
 from hooks.distributed import NoWriter, check_supported, check_whole, team_of
+from hooks.guards import cpu_by_default
 from hooks.journal import Journal
 from hooks.layers import Selection, select_layers
 from hooks.observer import Observer
@@ -63,6 +64,7 @@ class Recorder(Attachment):
         True
     """
 
+    @cpu_by_default()
     def __init__(
         self,
         model: nn.Module,
@@ -144,7 +146,7 @@ class Recorder(Attachment):
                 flush_seconds,
                 on_full,
             )
-            self._path = str(os.fspath(path))
+            self._path = checked_path(path)
             return Transfer(pool, wait=on_full == "block", served=lambda: thread.working)
 
         def attach(undo: ExitStack) -> Taps:

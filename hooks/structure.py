@@ -82,6 +82,8 @@ def describe_layers(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     described = []
     for layer in layers:
         weight = whole_of(layer.read())
+        if weight.dtype.itemsize == 1:  # torch stores eight bits, and compares none
+            weight = weight.float()
         described.append(
             {
                 "name": layer.name,

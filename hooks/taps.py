@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from hooks.activation_tap import ActivationTap, capturing
 from hooks.gradients import Found, gradient_of, parameters_of
+from hooks.guards import cpu_by_default
 from hooks.layers import Layer
 from hooks.observer import NOTHING, Observer
 from hooks.optimizer_tap import StepTap, unwrapped
@@ -200,7 +201,8 @@ class Taps:
 
         def guarded(*args: Any) -> Any:
             try:
-                return call(*args)
+                with cpu_by_default():
+                    return call(*args)
             except Exception as error:
                 name = getattr(call, "__name__", "tap")
                 self._note("error", name, f"{name} failed at step {self.step}: {error!r}", "")

@@ -17,6 +17,7 @@ from hooks.beside import Beside, settings_of
 from hooks.budget import Budget, Due, checked_budget, own_answer
 from hooks.columns import Columns, plans_of
 from hooks.distributed import agree_on_zeros, check_supported, reshard, runnable, team_of
+from hooks.guards import cpu_by_default
 from hooks.journal import Journal
 from hooks.layers import Selection, select_layers
 from hooks.probing import JacobianOptions
@@ -73,6 +74,7 @@ class RankTracker(Attachment):
         [0, 2, 4]
     """
 
+    @cpu_by_default()
     def __init__(
         self,
         model: nn.Module,

@@ -458,3 +458,12 @@ def test_copies_on_a_gpu_are_of_their_moment_and_wait_for_nothing(tmp_path):
     for step in (2, 4, 6, 8):
         for tensor, expected in zip(ALL, past[step], strict=False):
             assert torch.equal(run.tensor("0", tensor, step), expected.cpu()), (tensor, step)
+
+
+def test_a_weight_stored_in_eight_bits_is_kept_in_its_own_dtype(record, tmp_path):
+    model = nn.Linear(6, 5)
+    model.scaled = nn.Parameter(torch.randn(4, 4).to(torch.float8_e4m3fn), requires_grad=False)
+    record(model, None, tmp_path / "run.h5", schedule=every(1)).close()
+    kept = open_run(tmp_path / "run.h5").tensor("scaled", "weight", 0)
+    assert kept.dtype == torch.float8_e4m3fn
+    assert torch.equal(kept.float(), model.scaled.float())

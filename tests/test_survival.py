@@ -389,3 +389,53 @@ def test_repair_and_info_on_the_command_line(tmp_path):
     with pytest.raises(RunFileError, match="is being written by another tracker"):
         repair(tmp_path / "live.h5")
     writer.close()
+
+
+@pytest.mark.parametrize("attached", [RankTracker, Recorder])
+def test_a_loop_that_changes_its_folder_goes_on_in_the_same_file(tmp_path, monkeypatch, mlp, attached):
+    model, optimizer, train = mlp
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with attached(model, optimizer, "run.h5", schedule=every(1)) as recording:
+        train(2)
+        os.chdir("outputs")
+        train(2)
+        read = recording.table()["step"] if attached is RankTracker else recording.tensors[0].steps
+        assert sorted(set(read)) == [0, 1, 2, 3, 4]
+    assert not list((tmp_path / "outputs").iterdir())
+
+
+def test_a_training_with_a_default_device_of_its_own_is_recorded(tmp_path, mlp):
+    model, optimizer, _ = mlp
+    x, metrics = torch.ones(3, 6), ("rank", "stable_rank", "span_dimension", "singular_values")
+    run, raw = tmp_path / "run.h5", tmp_path / "raw.h5"
+    tensors = ("weight", "gradient", "activation", "activation_gradient")
+    torch.set_default_device("meta")
+    try:
+        with (
+            RankTracker(model, optimizer, run, schedule=every(1), metrics=metrics, tensors=tensors),
+            Recorder(model, optimizer, raw, schedule=every(1), tensors=tensors),
+        ):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+            assert torch.empty(0).is_meta
+    finally:
+        torch.set_default_device(None)
+    table = open_run(run).table()
+    assert set(table[table["step"] == 1]["status"]) <= {"ok", "too_few_samples"}
+    assert torch.equal(open_run(raw).tensor("0", "weight", 1), model[0].weight)
+    assert torch.equal(open_run(raw).tensor("2", "gradient", 1), model[2].weight.grad)
+
+
+def test_a_probe_runs_the_model_with_the_default_device_of_the_training(mlp):
+    model, optimizer, _ = mlp
+    seen, probe = set(), torch.ones(3, 6)
+    model.register_forward_hook(lambda *_: seen.add(torch.get_default_device().type))
+    torch.set_default_device("meta")
+    try:
+        with RankTracker(model, optimizer, schedule=every(1), tensors="activation", probe=probe):
+            pass
+    finally:
+        torch.set_default_device(None)
+    assert seen == {"meta"}

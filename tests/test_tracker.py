@@ -431,6 +431,45 @@ def lambda_free(W):
     return (W @ W.mT).sum()
 
 
+@pytest.fixture
+def product_precision():
+    """Return what says how float32 is multiplied; all of it is given back as it was."""
+    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends]
+
+    def said():
+        return [backend.fp32_precision for backend in backends]
+
+    before = said()
+    yield said
+    torch.set_float32_matmul_precision("highest")
+    for backend, precision in zip(backends, before, strict=True):
+        backend.fp32_precision = precision
+
+
+@pytest.mark.parametrize("way", ["high", "medium", "allow_tf32", "backends", "generic"])
+def test_a_training_in_tf32_is_measured_in_float32(attach, product_precision, way):
+    if way in ("high", "medium"):
+        torch.set_float32_matmul_precision(way)
+    elif way == "allow_tf32":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    elif way == "backends":
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    else:
+        torch.backends.fp32_precision = "tf32"
+    before, during = product_precision(), []
+
+    def precision(W):
+        during.extend(product_precision()[:2])
+        return 0.0
+
+    tracker = attach(nn.Linear(6, 5), schedule=every(1), metrics=("stable_rank", precision))
+    tracker.step()
+    assert set(during) <= {"none", "ieee"}
+    assert product_precision() == before
+    assert tracker.table()["status"].eq("ok").all()
+
+
 def test_resuming_goes_on_in_the_same_file(tmp_path, mlp, attach):
     model, optimizer, train = mlp
     path = tmp_path / "run.h5"
