@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import h5py
+import numpy as np
 import pytest
 from torch import nn
 from typer.testing import CliRunner
@@ -69,6 +70,31 @@ def test_info_says_what_a_file_holds(smoke):
         "identity",
     ):
         assert word in result.stdout
+
+
+def test_info_shows_names_from_a_file_inert(tmp_path):
+    path = tmp_path / "run.h5"
+    model = nn.Sequential()
+    model.add_module("fc\x1b[31m[red]", nn.Linear(4, 4))
+    RankTracker(model, path=path).close()
+    result = zanalysis_command("info", path)
+    assert result.returncode == 0
+    assert "\x1b" not in result.stdout + result.stderr
+    assert r"fc\x1b[31m[red]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [None, [1], {"layers": 5}, {"layers": [{"name": "a"}]}, {"optimizers": [{"type": 3}]}, {"model": 3}],
+    ids=repr,
+)
+def test_info_of_a_run_whose_description_is_damaged(attributes, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run.h5"
+    RankTracker(nn.Linear(4, 4), path=path).close()
+    with h5py.File(path, "r+") as file:
+        del file["attributes"]
+        file["attributes"] = np.frombuffer(json.dumps(attributes).encode(), np.uint8)
+    assert in_process(["info", str(path)], monkeypatch, capsys)[0] == 2
 
 
 def test_finished_runs_are_used_again_and_others_refused(smoke, tmp_path, monkeypatch, capsys):

@@ -185,6 +185,18 @@ def test_interrupted_without_out_shows_what_there_is(command, checkpoints, monke
     assert "interrupted" in messages
 
 
+def test_interrupted_before_the_start_promises_no_file(command, checkpoints, tmp_path, monkeypatch):
+    from zanalysis.sweep.analysis import Analysis
+
+    def run(self, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Analysis, "run", run)
+    code, _, messages = command("analyze", checkpoints, "--out", tmp_path / "table.csv")
+    assert code == 130
+    assert ".part" not in messages
+
+
 def test_compare_shows_both_and_the_change(command, checkpoints):
     code, results, _ = command(
         "compare", checkpoints / "step-0.pt", checkpoints / "step-5.pt", "--layers", "fc"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -123,6 +124,16 @@ def test_without_dask_it_says_what_to_install(folder, monkeypatch):
         za.analyze(folder, workers=2)
     with pytest.raises(za.ZAnalysisError, match=r"pip install 'zanalysis\[dask\]'"):
         za.analyze(folder, scheduler="tcp://127.0.0.1:1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["foo", "bad://x:1"])
+def test_what_is_no_address_of_a_scheduler_is_one_sentence(folder, address):
+    words = [sys.executable, "-m", "zanalysis.cli", "analyze", str(folder), "--scheduler", address]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "no Dask scheduler answers at" in done.stderr
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ from rich.table import Table
 from zanalysis import cli_offline
 from zanalysis._version import __version__
 from zanalysis.analyzers.naming import inert
-from zanalysis.errors import ZAnalysisError
+from zanalysis.errors import RunFileError, ZAnalysisError
+from zanalysis.terminal import text
 
 if TYPE_CHECKING:
     from zanalysis.experiments.theorem1 import Case, Training
@@ -168,14 +169,37 @@ def _show_verdicts(verdicts: "list[Verdict]", title: str) -> None:
 
 @app.command()
 def info(run: Annotated[Path, typer.Argument(help="a run file")]) -> None:
-    """Say what a run file holds."""
+    """Say what a run file holds.
+
+    Raises:
+        RunFileError: if it cannot be read, or what it says of itself is damaged.
+    """
     from zanalysis.runfile.reader import open_run
 
     opened = open_run(run)
+    try:
+        facts, layers = _facts(opened), _layers(opened)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RunFileError(
+            f"{run} is damaged: what it says of its model or layers is not what a writer leaves; restore it from "
+            "a copy. zanalysis export can still read its numbers."
+        ) from error
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in facts.items():
+        table.add_row(text(name), text(value))
+    _out.print(table)
+    _out.print(layers)
+    for _, event in opened.events.iterrows():
+        _err.print(text(f"event at step {event['step']}: {event['kind']}: {event['text']}"), soft_wrap=True)
+
+
+def _facts(opened: "Run") -> dict[str, str]:
     steps, attributes = opened.steps, opened.attributes
     span = f"{len(steps)} steps, {steps[0]} to {steps[-1]}" if len(steps) else "no step yet"
     optimizers = ", ".join(optimizer["type"] for optimizer in attributes.get("optimizers", [])) or "none"
-    facts = {
+    return {
         "model": attributes.get("model", {}).get("type", "?"),
         "optimizer": optimizers,
         "recorded": f"{span} ({attributes.get('schedule', '?')})",
@@ -189,23 +213,16 @@ def info(run: Annotated[Path, typer.Argument(help="a run file")]) -> None:
             f"{name} {version}" for name, version in attributes.get("versions", {}).items()
         ),
     }
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for name, value in facts.items():
-        table.add_row(escape(name), escape(value))
-    _out.print(table)
+
+
+def _layers(opened: "Run") -> Table:
     layers = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("layer", "shape", "dtype", "started as"):
         layers.add_column(column)
-    for layer in attributes.get("layers", []):
+    for layer in opened.attributes.get("layers", []):
         shape = "×".join(map(str, layer["shape"]))
-        layers.add_row(escape(layer["name"]), shape, layer["dtype"], layer["start"])
-    _out.print(layers)
-    for _, event in opened.events.iterrows():
-        _err.print(
-            escape(f"event at step {event['step']}: {event['kind']}: {event['text']}"), highlight=False
-        )
+        layers.add_row(*map(text, (layer["name"], shape, layer["dtype"], layer["start"])))
+    return layers
 
 
 def _raw_tensors(opened: "Run") -> dict[str, str]:

@@ -282,7 +282,9 @@ def _carried_out(
         with terminal.bar(f"measuring {unit}" if unit == "layers" else f"drawing {unit}", quiet) as progress:
             table = sweep.run(progress)
     except KeyboardInterrupt:
-        if out is not None:
+        if out is not None and not out.with_name(f"{out.name}.part").exists():
+            terminal.say("interrupted before anything was measured; the same command starts anew.")
+        elif out is not None:
             terminal.say(
                 f"interrupted; what is done is in {out}.part, and the same command goes on from there."
             )

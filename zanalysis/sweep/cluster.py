@@ -66,6 +66,9 @@ def connected(workers: int | None, scheduler: Any) -> Iterator[Runner[Any]]:
                     'if __name__ == "__main__": around what it does.'
                 ) from error
             try:
+                if isinstance(address, str):
+                    # A client that fails on the address itself ends the process with a traceback.
+                    distributed.comm.resolve_address(distributed.comm.normalize_address(address))
                 client = stack.enter_context(
                     distributed.Client(address, timeout=_SECONDS, set_as_default=False)
                 )
