@@ -159,7 +159,7 @@ def check_killed_tensors(path, whole, died, progress):
     run = open_run(path)
     last = len(run.steps) - 1  # none, where it died before the thread had flushed the first one
     assert run.steps.tolist() == list(range(last + 1))
-    assert last >= max((step for step, when in progress if when < died - 1.0), default=0)
+    assert last >= max((step for step, when in progress if when < died - 1.0), default=-1)
     steps = (SAMPLED | {last, last - 1}) & frozenset(range(301))
     there = all_tensors(run, steps)
     assert there.keys() == {key for key in whole if key[2] in steps and key[2] <= last}
@@ -208,7 +208,7 @@ def test_200_of_200(tmp_path, trainings, unkilled, unkilled_tensors, attempt, ki
     else:
         table = open_run(path).table()
         last = len(open_run(path).steps) - 1
-        assert last >= max((step for step, when in progress if when < died - 1.0), default=0)
+        assert last >= max((step for step, when in progress if when < died - 1.0), default=-1)
         known = min(last, 600)
         whole = unkilled[0]
         assert table[table["step"] <= known].equals(whole[whole["step"] <= known])
@@ -248,7 +248,7 @@ def test_a_killed_training_leaves_every_committed_step(tmp_path, trainings, unki
     steps = run.steps.tolist()
     assert steps == list(range(len(steps)))
     assert len(steps) >= 1  # the first record is flushed at once
-    safe = max((step for step, when in progress if when < died - 1.0), default=0)
+    safe = max((step for step, when in progress if when < died - 1.0), default=-1)
     assert steps[-1] >= safe
 
     whole, losses = unkilled
