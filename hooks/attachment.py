@@ -1,5 +1,6 @@
 """What everything that is attached to a training has in common: where it writes, and its lifetime."""
 
+import atexit
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +118,10 @@ class Attachment:
         self._taps = taps
         # Runs at the latest when the interpreter ends. What is installed outlives an attachment that nobody kept.
         self._finalizer = weakref.finalize(taps, complete or _complete, self._journal, self._account)
+        # Ahead of what h5py does then, in this thread, while the other may still write: last in is first out,
+        # but all finalizers have the place of the first one ever made.
+        self._finalizer.atexit = False
+        atexit.register(self._finalizer)
 
     def step(self) -> None:
         """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
@@ -145,6 +150,7 @@ class Attachment:
         self._taps.remove()
         self._detached()
         self._finalizer()
+        atexit.unregister(self._finalizer)
 
     def _detached(self) -> None:
         """Let go of what only a training in progress needs."""

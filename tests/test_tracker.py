@@ -878,6 +878,20 @@ print("trained to the end")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.h5"]
 
 
+def test_a_forgotten_tracker_is_complete_before_h5py_ends(tmp_path):
+    """What h5py does at exit, in the main thread, must find no thread of ours within HDF5."""
+    code = f"""
+import atexit, h5py, torch
+from hooks import RankTracker, every
+atexit.register(lambda: print(tracker._journal.writer.working))  # after h5py's own: it runs just before that
+tracker = RankTracker(torch.nn.Linear(4, 3), path={str(tmp_path / "run.h5")!r}, schedule=every(1))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+    assert result.stderr == ""
+    assert open_run(tmp_path / "run.h5").steps.tolist() == [0]
+
+
 def test_importing_loads_no_plotting_and_no_pandas():
     code = "import hooks, sys; print([m for m in ('pandas', 'matplotlib', 'seaborn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
