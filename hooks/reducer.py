@@ -308,8 +308,13 @@ class Reducer(Observer):
         if self._deferred is None:
             return None
         try:
+            before = self._deferred.waits
             with self._account.timed("stable_rank"):
-                return self._deferred.launch()
+                arrival = self._deferred.launch()
+            if self._deferred.waits > before:
+                text = "stable ranks stayed outside their error: the device is waited for, now and where that recurs"
+                self._journal.note(self._step, "waits", "settled", text)
+            return arrival
         except Exception as error:
             # A weight that was moved, replaced or given another shape: measured as any other from now on.
             self._journal.note(

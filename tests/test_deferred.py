@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hooks import RankTracker, deferred, every
+from zanalysis.analyzers import following
 from zanalysis.runfile.reader import open_run
 
 
@@ -157,6 +158,20 @@ def test_a_failure_in_the_thread_costs_that_step_only(tmp_path, monkeypatch, cap
     assert run.steps.tolist() == [0, 2]
     assert "step 1 could not be recorded" in caplog.text
     assert "step 1 could not be recorded" in run.events["text"].str.cat()
+
+
+def test_after_records_outside_their_error_the_device_is_waited_for_which_is_counted(tmp_path, monkeypatch):
+    model = network()
+    with RankTracker(model, None, tmp_path / "run.h5", schedule=every(1), metrics="stable_rank") as tracker:
+        monkeypatch.setattr(following, "ENOUGH", -1.0)  # nothing is good enough
+        for _ in range(3 * deferred.PATIENCE):
+            tracker.step()
+            tracker.table()  # waits for what is on its way
+        waits = tracker._reducer._deferred.waits
+    assert 3 <= waits <= 9  # three groups of one matrix each
+    run = open_run(tmp_path / "run.h5")
+    assert set(run.table().query("step > 0")["status"]) == {"not_converged"}
+    assert run.events["kind"].tolist() == ["waits"]
 
 
 def test_more_than_stable_ranks_is_measured_at_once():

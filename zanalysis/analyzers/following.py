@@ -125,7 +125,7 @@ class Follower:
         A = A if A.shape[-2] >= A.shape[-1] else A.mT
         side = A.shape[-1]
         again = self.records % CHECKED_EVERY == 0
-        start = self._start(A, 2 * (KEPT + FRESH) - KEPT if again else FRESH)
+        start = self._start(A, KEPT + 2 * FRESH if again else FRESH)
         depth = max(self.depth, FIRST_DEPTH) if again and self.records else self.depth
         self.records += 1
         X = orthonormal(start[:, :side])

@@ -69,8 +69,9 @@ class Top(NamedTuple):
 class WarmStart:
     """The leading singular vectors of one parameter's last record: where the next one starts.
 
-    One belongs to one parameter of one run, and is passed to `Plan.evaluate` at each record. It only
-    saves time: the numbers keep their stated error whatever it holds, stale or empty.
+    One belongs to one parameter of one run, and is passed to `Plan.evaluate` at each record. The numbers keep
+    their stated error whatever it holds, stale or empty, with one exception: where both sides of a matrix are
+    long, that nothing has overtaken the vectors it holds is only made sure every so often (see `norms`).
 
     Attributes:
         vectors: by matrix, `[k, n]`.

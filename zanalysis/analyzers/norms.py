@@ -9,6 +9,9 @@ hundred matrices built to have such twins. So the top is checked afterwards, eac
   rounding moves the verdict by less than 1e-5, which is tested), in float64 for σ₁ itself. What is not proved is
   left to a whole decomposition. Nothing remains to chance.
 - *A second start*, random and independent, for σ₁ of larger matrices: to be wrong, both must have missed.
+- *From record to record*, for the stable rank of a matrix with known leading vectors (see `subspace`): proved
+  each time up to `ALWAYS_PROVED` rows or columns, beyond that at every `CHECKED_EVERY`-th record. What was
+  seen late is said.
 - *Going further*, for the stable rank of larger matrices: to `UNPROVED` instead of `LOOSE`. The share w
   of the first vector that a Ritz vector can have without its residual showing it is at most
   `1e-6 · σ₁² / (σ₁² − σ₂²)`, which is 1e-2 for twins that are just far enough apart to matter.
@@ -51,7 +54,8 @@ UNSEEN = (
     "σ₁ belongs to a direction that was not followed before: if it led already, the stable rank was too high "
     "for up to {} records"
 )
-HALF = 0.5
+FAMILIAR = 0.5
+"""Less of σ₁'s vector than this in the span of those followed makes it a new direction."""
 
 FEWEST_FOR_BLOCKS = 64
 
@@ -144,7 +148,7 @@ def _refined_square(work: Tensor, warm: WarmStart, key: Hashable, block: Tensor)
         if min(work.shape) > ALWAYS_PROVED:
             warm.missed.append(UNSEEN.format(CHECKED_EVERY))
         return None
-    if found.share < HALF and not checked:
+    if found.share < FAMILIAR and not checked:
         warm.missed.append(UNSEEN.format(warm.unchecked.get(key, 0) + 1))
     warm.keep(key, found.vectors, checked)
     return found.square
