@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from zanalysis.analyzers import norms
+from zanalysis.analyzers.counting import _by_squares
 from zanalysis.analyzers.lanczos import WarmStart, top_singular
 from zanalysis.analyzers.metrics import plan
+from zanalysis.analyzers.residual import Residual
 from zanalysis.analyzers.small import stable_ranks
 from zanalysis.analyzers.spectrum import stable_rank
 from zanalysis.analyzers.subspace import KEPT, Refined, refined
@@ -153,3 +155,27 @@ def test_what_was_seen_late_is_an_event_of_the_record(monkeypatch, caplog, how):
     assert "a direction that was not followed before" in caplog.text
     late = abs(values[1:] / values.iloc[-1] - 1) > 1e-4
     assert late.sum() == (3 if how == "by a check" else 0)
+
+
+@pytest.mark.parametrize(("off", "decided"), [(1e-9, False), (-1e-9, False), (1e-3, True), (-1e-3, True)])
+def test_a_small_gram_matrix_counts_only_what_is_not_within_rounding_of_the_tolerance(off, decided):
+    W = draw(40, 60)
+    values = torch.linalg.svdvals(W.double())
+    tau = values[20] * (1 + off)
+    found = _by_squares(Residual.of(W, wants=("rank",)), tau)
+    assert (found is not None) == decided
+    if found is not None:
+        assert float(found) == int((values > tau).sum())
+
+
+def test_among_small_layers_measured_together_each_has_its_own_status():
+    from hooks import RankTracker, every
+
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(3)))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[2].weight[0, 0] = torch.nan
+    with RankTracker(model, schedule=every(1), metrics="stable_rank") as tracker:
+        table = tracker.table()
+    assert table["status"].tolist() == ["ok", "zero", "nonfinite"]
+    assert table["value"].isna().tolist() == [False, True, True]
