@@ -4,7 +4,7 @@ The protocol of the repository "learning from all-zero weights": every weight an
 Adam 1e-4, batches of 100, times 0.95 every 20 epochs, 500 epochs, best test accuracy per run. Float32
 instead of bfloat16 autocast; images in [0, 1], not standardized, not augmented.
 
-    python benchmarks/cnn_mnist_together.py OUT [--seeds 5] [--epochs 500] [--data-dir DIR]
+    python benchmarks/cnn_mnist_together.py OUT [--seeds 5] [--first-seed 0] [--epochs 500] [--data-dir DIR]
 
 OUT gets results.json (settings, curves, what moved when) after every epoch, and state.pt, from which a
 second call goes on.
@@ -80,6 +80,11 @@ def norms(together: Together) -> dict[str, list[float]]:
     return {n: p.detach().flatten(1).norm(dim=1).tolist() for n, p in together.parameters.items()}
 
 
+def seeds_of(arguments: argparse.Namespace) -> list[int]:
+    """Return the seeds of the replicas' orders."""
+    return list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
+
+
 def settings(data: Dataset, arguments: argparse.Namespace) -> dict[str, object]:
     """Return everything needed to repeat the run."""
     model = ThreeConvolutions(data.features, data.classes)
@@ -91,7 +96,7 @@ def settings(data: Dataset, arguments: argparse.Namespace) -> dict[str, object]:
         "train_images": len(data.train_images), "test_images": len(data.test_images),
         "inputs": "[0, 1], not standardized, no augmentation", "optimizer": f"Adam, lr {LEARNING_RATE}",
         "schedule": f"StepLR({DECAY_EVERY}, {DECAY}), per epoch", "batch": BATCH, "epochs": arguments.epochs,
-        "seeds": list(range(arguments.seeds)), "dtype": "float32", "device": "cpu",
+        "seeds": seeds_of(arguments), "dtype": "float32", "device": "cpu",
         "method": "zanalysis.experiments.together.Together, one order of the samples per replica",
         "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
@@ -110,11 +115,11 @@ def train(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     data = load("mnist", arguments.data_dir)
     together = Together(
-        [ThreeConvolutions(data.features, data.classes) for _ in range(arguments.seeds)],
+        [ThreeConvolutions(data.features, data.classes) for _ in seeds_of(arguments)],
         lambda parameters: torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True),
     )
     schedule = torch.optim.lr_scheduler.StepLR(together.optimizer, DECAY_EVERY, DECAY)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(arguments.seeds)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_of(arguments)]
     results: dict = {"settings": settings(data, arguments), "first_steps": [], "epochs": [], "best": []}
     if (out / "state.pt").exists():
         state = torch.load(out / "state.pt", weights_only=True)
@@ -152,6 +157,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=500)
     parser.add_argument("--data-dir", type=Path)
     train(parser.parse_args())

@@ -9,12 +9,14 @@ that of separate trainings, up to the order in which floating-point sums are for
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zanalysis.errors import InputError
 
@@ -24,6 +26,8 @@ Randomness = Literal["error", "different", "same"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 
+# Recurrent layers have no batching rule; control flow that depends on values cannot have one.
+_VMAP_REFUSALS = ("vmap", "Batching rule not implemented")
 # Exact agreement is not asked for: fused and vectorized kernels round differently by position.
 _PROBE_STEPS, _PROBE_RTOL, _PROBE_ATOL = 3, 1e-9, 1e-12
 _PROBE_SIZE = 3
@@ -33,15 +37,16 @@ class Together:
     """Replicas of one architecture under one optimizer, each with data of its own.
 
     The replicas given are read at construction and written by `write_back`; in between they stay as
-    they are. Attach a tracker after construction: the replicas' own forward passes never run, so weights
-    and gradients can be followed, activations cannot.
+    they are. A tracker on a replica follows its weights and gradients: call `write_back` on the steps that are
+    due, and `tracker.step()` on all. The replica's own forward never runs, so activations are ``unused``.
 
     What is right: layers that treat every sample by itself, normalization by batch statistics included
     (each replica keeps its own running statistics). Dropout draws for all replicas from one generator
     (`randomness`), which is a fair sample of each but not the sequence a separate training would draw.
     What is not: an optimizer that mixes elements, such as one that scales by the norm of a tensor
     (Adafactor, LARS, Muon, L-BFGS); it is recognized by trying it. Nor clipping by the norm of all
-    gradients, which a caller would apply to the sum of the replicas.
+    gradients, which a caller would apply to the sum of the replicas. Recurrent layers and forward passes that
+    branch on values are refused at the first step.
 
     Attributes:
         replicas: the modules, as given.
@@ -78,8 +83,9 @@ class Together:
 
         Args:
             models: at least one module, all of one architecture, dtype, device and mode.
-            optimizer: makes the optimizer from the list of stacked parameters. Each has one dimension more
-                than in the module, so a rule that sorts by dimensions (no decay for biases) must count it.
+            optimizer: makes the optimizer from the list of stacked parameters, in the modules' order; called
+                a few times with small ones first, to try it. Each has one dimension more than in the
+                module, so a rule that sorts by dimensions (no decay for biases) must count it.
             loss: the mean over the samples of one replica's batch, from outputs and labels; a scalar.
             randomness: of layers that draw numbers: ``"error"`` refuses them, ``"different"`` draws for
                 each replica, ``"same"`` draws once for all.
@@ -102,9 +108,12 @@ class Together:
             )
         _check_elementwise(optimizer, self._trained)
         self.optimizer = optimizer(self._trained)
+        _check_own(self.optimizer, self._trained)
         self.steps = 0
         # A copy: whatever hooks a tracker puts on a replica later must not fire within vmap.
         self._base = deepcopy(self.replicas[0])
+        # The fused attention of a CPU has no rule for vmap, and would run replica by replica.
+        self._on_cpu = self._trained[0].device.type == "cpu"
         self._loss = loss
         self._randomness: Randomness = randomness
 
@@ -123,13 +132,17 @@ class Together:
             The losses before the step, `[replicas]`.
 
         Raises:
-            InputError: if the first dimensions are not the number of replicas, or a layer draws random
-                numbers and `randomness` was left at ``"error"``.
+            InputError: if the first dimensions are not the number of replicas, the loss is no scalar, a layer
+                draws random numbers and `randomness` was left at ``"error"``, or one cannot be batched.
         """
         self._check_leading(inputs, "inputs")
         self._check_leading(labels, "labels")
         self.optimizer.zero_grad()
         losses = self._mapped(self._one_loss, (0, 0, 0, 0))(self.parameters, self.buffers, inputs, labels)
+        if losses.ndim != 1:
+            raise InputError(
+                f"the loss of one replica has shape {tuple(losses.shape[1:])}, expected a scalar; take its mean."
+            )
         losses.sum().backward()
         self.optimizer.step()
         self.steps += 1
@@ -235,14 +248,10 @@ class Together:
 
         def call(*arguments: Any) -> Tensor:
             try:
-                return mapped(*arguments)
+                with sdpa_kernel(SDPBackend.MATH) if self._on_cpu else nullcontext():
+                    return mapped(*arguments)
             except RuntimeError as error:
-                if "randomness" not in str(error):
-                    raise
-                raise InputError(
-                    "a layer of these modules draws random numbers, which replicas trained together draw in "
-                    'another order than separate ones; pass randomness="different" if that is wanted.'
-                ) from error
+                raise _explained(error) from error
 
         return call
 
@@ -280,6 +289,30 @@ def channels_last(inputs: Tensor) -> Tensor:
             "only images have channels."
         )
     return inputs.movedim((0, 2), (-2, -1)).contiguous().movedim((-2, -1), (0, 2))
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """Put an error of vmap into words that help; another one is the caller's own.
+
+    Args:
+        error: as raised within the mapped call.
+
+    Returns:
+        What to raise.
+    """
+    text = str(error)
+    if "randomness" in text:
+        return InputError(
+            "a layer of these modules draws random numbers, which replicas trained together draw in another "
+            'order than separate ones; pass randomness="different" if that is wanted.'
+        )
+    if any(word in text for word in _VMAP_REFUSALS):
+        first = text.splitlines()[0].split(". ")[0]
+        return InputError(
+            f"a layer of these modules, or the loss, cannot be computed for all replicas at once ({first}); "
+            "train them one by one."
+        )
+    return error
 
 
 def _check_alike(models: Sequence[nn.Module]) -> None:
@@ -323,6 +356,24 @@ def _description(model: nn.Module) -> dict[str, Any]:
     return facts
 
 
+def _check_own(optimizer: torch.optim.Optimizer, stacked: Sequence[Tensor]) -> None:
+    """Refuse an optimizer of other parameters, which would train something else in silence.
+
+    Args:
+        optimizer: what was made.
+        stacked: the parameters it was to be made from.
+
+    Raises:
+        InputError: if it holds another one.
+    """
+    known = {id(tensor) for tensor in stacked}
+    if not all(id(tensor) in known for group in optimizer.param_groups for tensor in group["params"]):
+        raise InputError(
+            "the optimizer holds parameters other than those it was given; make it from its argument: "
+            "lambda parameters: Adam(parameters)."
+        )
+
+
 def _check_elementwise(optimizer: MakeOptimizer, stacked: Sequence[Tensor]) -> None:
     """Try the optimizer on small tensors, stacked and apart.
 
@@ -339,8 +390,9 @@ def _check_elementwise(optimizer: MakeOptimizer, stacked: Sequence[Tensor]) -> N
     scale = torch.tensor([1.0, 100.0], dtype=torch.float64)
 
     def drawn() -> list[Tensor]:
-        unit = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
-        return [values * scale.view(-1, *[1] * (values.ndim - 1)) for values in unit]
+        unit = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+        scaled = [values * scale.view(-1, *[1] * (values.ndim - 1)) for values in unit]
+        return [values.to(tensor.device) for values, tensor in zip(scaled, stacked, strict=True)]
 
     starts, gradients = drawn(), [drawn() for _ in range(_PROBE_STEPS)]
 
