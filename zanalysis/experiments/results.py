@@ -10,6 +10,7 @@ from typing import Any
 from zanalysis._version import __version__
 from zanalysis.experiments.jobs import Variant, protocol_of, variants
 from zanalysis.experiments.recipes.schema import METRICS, Paper, Protocol, Recipe, Scale
+from zanalysis.verify.verdict import Verdict
 
 __all__ = ["Outcome", "Row", "incomparable", "rows_of", "summary"]
 
@@ -56,6 +57,7 @@ class Outcome:
         results: the file with everything.
         picture: the figure.
         trainings: the folder that the run files lie in.
+        verdicts: of an experiment that judges claims.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Outcome:
     results: Path
     picture: Path
     trainings: Path
+    verdicts: tuple[Verdict, ...] = ()
 
 
 def rows_of(

@@ -27,7 +27,7 @@ from zanalysis.experiments.training import CHECKPOINT_SECONDS, Progress, train
 
 __all__ = ["RESULTS", "Watch", "folder_of", "run_experiment"]
 
-Watch = Callable[[Job, int, int], Progress]
+Watch = Callable[[str, int, int], Progress]
 RESULTS = "results.json"
 _log = logging.getLogger(__name__)
 _SEEDS = 2**63
@@ -60,7 +60,7 @@ def run_experiment(
     overwrite: bool = False,
     threads: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    watch: Watch = lambda job, number, count: lambda done, of: None,
+    watch: Watch = lambda name, number, count: lambda done, of: None,
 ) -> Outcome:
     """Run an experiment of the seeds.
 
@@ -76,7 +76,7 @@ def run_experiment(
         overwrite: whether trainings start anew, finished ones too.
         threads: of the processor, while it lasts.
         checkpoint_seconds: least time between two checkpoints.
-        watch: given each training with its number and how many there are; what it returns is told of the
+        watch: given each training's name, its number and how many there are (0: not known); what it returns is told of the
             progress.
 
     Returns:
@@ -91,10 +91,12 @@ def run_experiment(
     chosen = _checked_seeds(seeds)
     _check_device(device)
     if recipe.picture == "theorem":
-        # Loaded only here: it has a runner of its own.
+        # Loaded only where it is needed.
         from zanalysis.experiments.theorem1_recipe import run_theorem1
 
-        return run_theorem1(recipe, checked, chosen, data, data_dir, device, Path(out), only, overwrite, watch)
+        return run_theorem1(
+            recipe, checked, chosen, data, data_dir, device, folder_of(name, checked, out), only, overwrite, watch
+        )
     protocol = recipe.scales[checked]
     if data is not None:
         if data not in DATASETS:
@@ -151,7 +153,8 @@ class _Running:
             _log.info("%d of %d trainings have finished before", len(ended), len(self._jobs))
         for group in self._groups(ended, overwrite):
             number = self._jobs.index(group[0]) + 1
-            progress = watch(group[0], number, len(self._jobs))
+            name = group[0].name if len(group) == 1 else f"{group[0].variant.label}, {len(group)} seeds together"
+            progress = watch(name, number, len(self._jobs))
             if len(group) > 1:
                 from zanalysis.experiments.training_together import train_together
 
@@ -202,10 +205,10 @@ class _Running:
         compared = variants(self._recipe, self._protocol)
         rows = rows_of(self._recipe, compared, records)
         notes = [*self._notes, *self._protocol.ours]
-        for system in dict.fromkeys(variant.system for variant in compared):
+        for system in self._recipe.systems:
             notes += [f"{system.title}: {sentence}" for sentence in system.ours]
         reasons = incomparable(self._recipe, self._scale, self._protocol)
-        notes += findings(self._recipe, rows)
+        notes += findings(self._recipe, rows, records, self._trainings)
         return Outcome(
             self._recipe,
             self._scale,

@@ -4,7 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from zanalysis.experiments.models import mixer, vit
+from zanalysis.experiments.models.mixer import FIRST_LINEARS as MIXER_FIRST
+from zanalysis.experiments.models.mixer import HEAD as MIXER_HEAD
+from zanalysis.experiments.models.mixer import SECOND_LINEARS as MIXER_SECOND
+from zanalysis.experiments.models.vit import FIRST_LINEARS as VIT_FIRST
+from zanalysis.experiments.models.vit import HEAD as VIT_HEAD
+from zanalysis.experiments.models.vit import SECOND_LINEARS as VIT_SECOND
 from zanalysis.experiments.recipes.schema import (
     Augmentation,
     Decay,
@@ -64,7 +69,7 @@ _ALL_ZERO = System(
     "all-zero",
     "all zero",
     "zeros",
-    options={"layers": ("*",)},
+    options={},
 )
 _STANDARD = System("standard", "standard", ours=("PyTorch's own initialization; not in the source",))
 
@@ -243,25 +248,25 @@ RECIPES = (
     _recipe(
         "vit-cifar-10",
         "ViT with zero first layers of its feed-forwards, and a zero head",
-        _zeroed("zero first linears and head", (*vit.FIRST_LINEARS, vit.HEAD)),
+        _zeroed("zero first linears and head", (*VIT_FIRST, VIT_HEAD)),
         _CIFAR_VIT,
     ),
     _recipe(
         "mixer-cifar-10",
         "MLP-Mixer with zero first layers of its feed-forwards, and a zero head",
-        _zeroed("zero first linears and head", (*mixer.FIRST_LINEARS, mixer.HEAD)),
+        _zeroed("zero first linears and head", (*MIXER_FIRST, MIXER_HEAD)),
         _CIFAR_MIXER,
     ),
     _recipe(
         "mixer-tiny-imagenet",
         "MLP-Mixer with zero weights in the second layers of its feed-forwards and in the head",
-        _zeroed("zero second linears and head (weights)", (*mixer.SECOND_LINEARS, mixer.HEAD), biases=False),
+        _zeroed("zero second linears and head (weights)", (*MIXER_SECOND, MIXER_HEAD), weights_only=True),
         _TINY_MIXER,
     ),
     _recipe(
         "vit-tiny-imagenet",
         "ViT with zero second layers of its feed-forwards",
-        _zeroed("zero second linears", vit.SECOND_LINEARS),
+        _zeroed("zero second linears", VIT_SECOND),
         _TINY_VIT,
     ),
     _recipe(
