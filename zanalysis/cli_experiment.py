@@ -47,7 +47,9 @@ def experiment(
     ],
     scale: Annotated[
         str,
-        typer.Option(help="smoke (seconds), small (minutes on two cores) or paper (the authors' own settings)"),
+        typer.Option(
+            help="smoke (seconds), small (minutes on two cores) or paper (the authors' own settings)"
+        ),
     ] = "small",
     seeds: Annotated[
         str | None, typer.Option(help="how many trainings of each system, or which seeds: 5, or 0,1,7")

@@ -58,7 +58,8 @@ def deviation_ratio(one: Row, other: Row) -> tuple[float, float, float]:
     Returns:
         `s₁ / s₂`, and the ends of its 95 % interval.
     """
-    assert one.std is not None and other.std is not None
+    assert one.std is not None
+    assert other.std is not None
     ratio = one.std / other.std if other.std else math.inf
     degrees = len(one.values) - 1, len(other.values) - 1
     low, high = f.ppf((0.025, 0.975), *degrees)
@@ -100,9 +101,7 @@ def _symmetry(rows: Sequence[Row], records: Mapping[str, Mapping[str, Any]]) -> 
     return found
 
 
-def _complexity(
-    rows: Sequence[Row], records: Mapping[str, Mapping[str, Any]], folder: Path
-) -> list[str]:
+def _complexity(rows: Sequence[Row], records: Mapping[str, Mapping[str, Any]], folder: Path) -> list[str]:
     found = []
     for row in rows:
         kept = {"pruning": [], "tucker": []}  # type: dict[str, list[float]]
@@ -118,6 +117,10 @@ def _complexity(
         for what, values in kept.items():
             if values:
                 mean = sum(values) / len(values)
-                said = f"{mean:.0f} % of the weights can go" if what == "pruning" else f"{mean:.0f} % of the ranks do"
+                said = (
+                    f"{mean:.0f} % of the weights can go"
+                    if what == "pruning"
+                    else f"{mean:.0f} % of the ranks do"
+                )
                 found.append(f"{row.title}: {said} within {_CLOSE:g} point of the accuracy ({what}).")
     return found

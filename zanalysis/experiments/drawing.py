@@ -37,7 +37,9 @@ def draw(outcome: Outcome, path: Path) -> None:
         save_trajectories(_trajectories(outcome, ("stable_rank",), _TRAJECTORY_LAYERS), title, path)
     elif recipe.picture == "complexity":
         ranks = _trajectories(outcome, ("rank", "stable_rank"), 1)
-        save_complexity(ranks, _measured(outcome, "pruning"), _measured(outcome, "tucker"), metric, title, path)
+        save_complexity(
+            ranks, _measured(outcome, "pruning"), _measured(outcome, "tucker"), metric, title, path
+        )
     elif recipe.picture == "spread":
         save_spread(values, metric, title, path)
     else:

@@ -13,12 +13,12 @@ from torch import Generator, Tensor, nn
 
 from zanalysis.errors import InputError
 from zanalysis.experiments.augmentations import augment, channel_statistics, standardized
-from zanalysis.experiments.data import Dataset, TextDataset
+from zanalysis.experiments.data import Dataset, Split, TextDataset
 from zanalysis.experiments.jobs import Job, mixed
 
-__all__ = ["Feed", "ImageFeed", "TextFeed", "feed_of"]
+__all__ = ["EVALUATED_AT_ONCE", "Feed", "ImageFeed", "TextFeed", "feed_of"]
 
-_EVALUATED_AT_ONCE = 500
+EVALUATED_AT_ONCE = 500
 _STREAMS = 10  # of the evaluation of text, as in PyTorch's word-language-model example
 
 
@@ -122,12 +122,10 @@ class ImageFeed:
         Returns:
             `test_accuracy` and `test_error` in percent, `test_loss`.
         """
-        test, right, loss = self._data.test, 0, 0.0
+        test, right, loss = self.test, 0, 0.0
         with _evaluating(model, self._job.device):
-            for chunk in torch.arange(len(test)).split(_EVALUATED_AT_ONCE):
-                images, labels = test.batch(chunk, self._job.device)
-                if self._statistics is not None:
-                    images = standardized(images, self._statistics)
+            for chunk in torch.arange(len(test)).split(EVALUATED_AT_ONCE):
+                images, labels = self.test_batch(chunk)
                 scores = model(images).float()
                 right += int((scores.argmax(1) == labels).sum())
                 loss += float(nn.functional.cross_entropy(scores, labels, reduction="sum"))
@@ -137,6 +135,25 @@ class ImageFeed:
             "test_error": 100 * (len(test) - right) / len(test),
             "test_loss": loss / len(test),
         }
+
+    @property
+    def test(self) -> Split:
+        """The test images."""
+        return self._data.test
+
+    def test_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return test images as the model is to see them.
+
+        Args:
+            indices: which.
+
+        Returns:
+            Images `[n, C, H, W]`, and labels `[n]`.
+        """
+        images, labels = self._data.test.batch(indices, self._job.device)
+        if self._statistics is not None:
+            images = standardized(images, self._statistics)
+        return images, labels
 
     def _indices(self, epoch: int, index: int) -> Tensor:
         if self._order[0] != epoch:

@@ -48,6 +48,7 @@ class Job:
         metric: what it is judged by, after each epoch.
         device: where.
         after: what is measured on the trained network: `pruning`, `tucker`.
+        together: whether it is one of several replicas trained as one computation.
     """
 
     experiment: str
@@ -59,6 +60,7 @@ class Job:
     metric: Metric
     device: str = "cpu"
     after: tuple[str, ...] = ()
+    together: bool = False
 
     @property
     def name(self) -> str:
@@ -91,6 +93,7 @@ class Job:
             "data_fingerprint": self.data.fingerprint,
             "metric": self.metric,
             "after": self.after,
+            "together": self.together,
             "device": self.device,
             "precision": self.precision,
             "versions": versions(),

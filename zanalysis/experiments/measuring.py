@@ -71,7 +71,5 @@ def _tucker(model: nn.Module, evaluate: Callable[[nn.Module], float]) -> Any:
     }
     layer = max(kernels, key=lambda name: (min(kernels[name][:2]), list(kernels).index(name)))
     out, into = kernels[layer][:2]
-    ranks = [
-        (max(1, round(fraction * out)), max(1, round(fraction * into))) for fraction in FRACTIONS
-    ]
+    ranks = [(max(1, round(fraction * out)), max(1, round(fraction * into))) for fraction in FRACTIONS]
     return tucker_curve(model, evaluate, layer, list(dict.fromkeys(ranks)))

@@ -92,7 +92,8 @@ def rows_of(
             (
                 record
                 for record in records.values()
-                if (record["settings"]["system"], record["settings"]["at"]) == (variant.system.label, variant.at)
+                if (record["settings"]["system"], record["settings"]["at"])
+                == (variant.system.label, variant.at)
             ),
             key=lambda record: int(record["seed"]),
         )
@@ -135,7 +136,9 @@ def incomparable(recipe: Recipe, scale: Scale, used: Protocol) -> tuple[str, ...
         reasons.append(f"{used.data} instead of {paper.data}")
     for name, what in (("train", "training"), ("test", "test")):
         if getattr(used, name) != getattr(paper, name):
-            reasons.append(f"{_count(getattr(used, name))} {what} samples instead of {_count(getattr(paper, name))}")
+            reasons.append(
+                f"{_count(getattr(used, name))} {what} samples instead of {_count(getattr(paper, name))}"
+            )
     if used.epochs != paper.epochs:
         reasons.append(f"{used.epochs} epochs instead of {paper.epochs}")
     if used.batch != paper.batch:

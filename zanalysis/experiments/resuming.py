@@ -7,7 +7,6 @@
 import json
 import os
 import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,17 @@ from torch import nn
 from zanalysis.errors import RunFileError, ZAnalysisError
 from zanalysis.runfile.reader import open_run
 
-__all__ = ["Files", "difference", "finished", "save", "take_up", "write", "write_json", "write_weights"]
+__all__ = [
+    "Files",
+    "check_run",
+    "difference",
+    "finished",
+    "save",
+    "take_up",
+    "write",
+    "write_json",
+    "write_weights",
+]
 
 _FORMAT = 1
 
@@ -56,6 +65,11 @@ class Files:
     def record(self) -> Path:
         """Its outcome."""
         return self.folder / f"{self.name}.json"
+
+    def remove(self) -> None:
+        """Remove what is there, the record first: without it nothing counts as finished."""
+        for path in (self.record, self.checkpoint, self.run, self.weights):
+            path.unlink(missing_ok=True)
 
 
 def write(path: Path, fill: Callable[[Path], None]) -> None:
@@ -143,35 +157,46 @@ def finished(files: Files, settings: Mapping[str, Any]) -> dict[str, Any] | None
     return record
 
 
-def take_up(files: Files, settings: Mapping[str, Any], device: str) -> dict[str, Any] | None:
+def check_run(files: Files, settings: Mapping[str, Any]) -> None:
+    """Refuse a run file that belongs to another training.
+
+    Args:
+        files: of the training.
+        settings: of the training.
+
+    Raises:
+        RunFileError: if it does.
+    """
+    if not files.run.exists():
+        return
+    try:
+        reason = difference(settings, open_run(files.run).attributes.get("user", {}))
+    except ZAnalysisError:
+        reason = "it is not a run file that can be read"
+    if reason:
+        raise _in_the_way(files.run, reason)
+
+
+def take_up(files: Files, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what an interrupted training goes on from.
 
     Args:
         files: of the training.
         settings: of the training.
-        device: where its tensors are to be.
 
     Returns:
-        The state that was saved; None if there is none, and it starts anew.
+        The state that was saved, on the CPU; None if there is none, and the training starts anew.
 
     Raises:
         RunFileError: if what lies there belongs to another training.
     """
-    if files.run.exists():
-        try:
-            reason = difference(settings, open_run(files.run).attributes.get("user", {}))
-        except ZAnalysisError:
-            reason = "it is not a run file that can be read"
-        if reason:
-            raise _in_the_way(files.run, reason)
     if not files.checkpoint.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(files.checkpoint, map_location="cpu", weights_only=True)
         reason = difference(settings, json.loads(state["settings"]))
         reason = reason or ("" if state["format"] == _FORMAT else "it is of another version")
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError,
-            zipfile.BadZipFile):  # fmt: skip
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
         raise _in_the_way(files.checkpoint, "it is not the checkpoint of a training") from None
     if reason:
         raise _in_the_way(files.checkpoint, reason)

@@ -21,8 +21,8 @@ from zanalysis.experiments.data import DATASETS, Dataset, TextDataset, load
 from zanalysis.experiments.jobs import Job, Variant, protocol_of, variants
 from zanalysis.experiments.recipes import RECIPES, find
 from zanalysis.experiments.recipes.schema import SCALES, Protocol, Recipe, Scale
-from zanalysis.experiments.resuming import Files, finished, write, write_json
 from zanalysis.experiments.results import Outcome, incomparable, rows_of, summary
+from zanalysis.experiments.resuming import Files, finished, write, write_json
 from zanalysis.experiments.training import CHECKPOINT_SECONDS, Progress, train
 
 __all__ = ["RESULTS", "Watch", "folder_of", "run_experiment"]
@@ -95,7 +95,16 @@ def run_experiment(
         from zanalysis.experiments.theorem1_recipe import run_theorem1
 
         return run_theorem1(
-            recipe, checked, chosen, data, data_dir, device, folder_of(name, checked, out), only, overwrite, watch
+            recipe,
+            checked,
+            chosen,
+            data,
+            data_dir,
+            device,
+            folder_of(name, checked, out),
+            only,
+            overwrite,
+            watch,
         )
     protocol = recipe.scales[checked]
     if data is not None:
@@ -117,6 +126,7 @@ def run_experiment(
             recipe.metric,
             device,
             owner.after,
+            owner.together,
         )
         for seed in numbers
         for variant in compared
@@ -130,7 +140,13 @@ class _Running:
     """The life of one run of an experiment."""
 
     def __init__(
-        self, recipe: Recipe, scale: Scale, protocol: Protocol, jobs: list[Job], out: Path, notes: tuple[str, ...]
+        self,
+        recipe: Recipe,
+        scale: Scale,
+        protocol: Protocol,
+        jobs: list[Job],
+        out: Path,
+        notes: tuple[str, ...],
     ) -> None:
         self._recipe, self._scale, self._protocol = recipe, scale, protocol
         self._jobs, self._notes = jobs, notes
@@ -153,7 +169,9 @@ class _Running:
             _log.info("%d of %d trainings have finished before", len(ended), len(self._jobs))
         for group in self._groups(ended, overwrite):
             number = self._jobs.index(group[0]) + 1
-            name = group[0].name if len(group) == 1 else f"{group[0].variant.label}, {len(group)} seeds together"
+            name = (
+                group[0].name if len(group) == 1 else f"{group[0].variant.label}, {len(group)} seeds together"
+            )
             progress = watch(name, number, len(self._jobs))
             if len(group) > 1:
                 from zanalysis.experiments.training_together import train_together

@@ -6,8 +6,8 @@ from typing import Any
 
 from zanalysis.errors import InputError
 from zanalysis.experiments.recipes.schema import Recipe, Scale
-from zanalysis.experiments.resuming import write_json
 from zanalysis.experiments.results import Outcome
+from zanalysis.experiments.resuming import write_json
 from zanalysis.experiments.theorem1 import Case, Training
 from zanalysis.experiments.training import Progress
 from zanalysis.experiments.verification import verify_and_draw
@@ -51,7 +51,9 @@ def run_theorem1(
     if only:
         raise InputError(f"{recipe.name} judges its networks together; leave out --only.")
     if seeds is not None and len(seeds) > 1:
-        raise InputError(f"{recipe.name} takes one seed, got {len(seeds)}; run it once for each, with its own --out.")
+        raise InputError(
+            f"{recipe.name} takes one seed, got {len(seeds)}; run it once for each, with its own --out."
+        )
     chosen = data or ("mnist" if scale == "paper" else "digits")
     begun = []
 
@@ -88,4 +90,6 @@ def run_theorem1(
         },
     )
     notes = tuple(f"{verdict.claim}: {verdict.verdict}. {verdict.why}" for verdict in done.verdicts)
-    return Outcome(recipe, scale, (), (), {}, notes, folder, results, done.figure, folder, tuple(done.verdicts))
+    return Outcome(
+        recipe, scale, (), (), {}, notes, folder, results, done.figure, folder, tuple(done.verdicts)
+    )

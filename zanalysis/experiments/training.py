@@ -7,123 +7,29 @@ is in the checkpoint.
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hooks import RankTracker
-from hooks.schedules import Schedule, logspaced
 from zanalysis.experiments import resuming
-from zanalysis.experiments.facts import facts_of
 from zanalysis.experiments.feeding import Feed, feed_of
 from zanalysis.experiments.jobs import Job
 from zanalysis.experiments.measuring import measure_after
 from zanalysis.experiments.optimizing import factor, optimizer_of, set_rate
 from zanalysis.experiments.preparing import Prepared, isolated, prepared
 from zanalysis.experiments.resuming import Files
-from zanalysis.runfile.reader import open_run
+from zanalysis.experiments.states import State, conclude, end_epoch, recording, schedule_of
 
-__all__ = ["CHECKPOINT_SECONDS", "Progress", "best_of", "recording", "schedule_of", "train"]
+__all__ = ["CHECKPOINT_SECONDS", "Progress", "train"]
 
 Progress = Callable[[int, int], None]
 
 CHECKPOINT_SECONDS = 30.0
 _CHECK_EVERY = 20  # steps between looks at the loss on a GPU, each of which waits for it
-
-
-@dataclass
-class _State:
-    """How far a training has come.
-
-    Attributes:
-        step: steps made.
-        loss: summed over the samples of the epoch so far, float64.
-        samples: of the epoch so far.
-        seconds: spent before.
-        diverged: the step whose loss was not finite.
-        curves: by name, a value for each epoch, 0 for before the first.
-    """
-
-    step: int = 0
-    loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    samples: int = 0
-    seconds: float = 0.0
-    diverged: int | None = None
-    curves: dict[str, list[float | None]] = field(default_factory=dict)
-
-
-def schedule_of(job: Job, steps_per_epoch: int) -> Schedule:
-    """Return when a training is recorded: densely at first, then after epochs, and at the end.
-
-    Args:
-        job: the training.
-        steps_per_epoch: of it.
-
-    Returns:
-        `step -> bool`.
-    """
-    tracking, last = job.protocol.tracking, job.protocol.epochs * steps_per_epoch
-    early, period = logspaced(tracking.per_decade), tracking.epochs * steps_per_epoch
-
-    def schedule(step: int) -> bool:
-        return step <= last and (early(step) or step % period == 0 or step == last)
-
-    schedule.__name__ = f"logspaced({tracking.per_decade}) and every({period})"
-    return schedule
-
-
-def recording(job: Job, model: nn.Module, optimizer: Any, path: Path, schedule: Schedule, start: int,
-              mode: Any) -> RankTracker:  # fmt: skip
-    """Attach the tracker that a protocol asks for.
-
-    Args:
-        job: the training.
-        model: its network.
-        optimizer: its optimizer; None to count steps by hand.
-        path: the run file.
-        schedule: when to record.
-        start: steps made before.
-        mode: `w` for a new file, `a` to go on in one.
-
-    Returns:
-        The tracker, live.
-    """
-    wanted = job.protocol.tracking
-    return RankTracker(
-        model,
-        optimizer,
-        path,
-        schedule=schedule,
-        layers=None if wanted.layers is None else list(wanted.layers),
-        tensors=wanted.tensors,
-        metrics=wanted.metrics,
-        reference=list(wanted.references),
-        view=wanted.view,  # type: ignore[arg-type]
-        spectrum_size=wanted.spectrum_size,
-        budget=wanted.budget,
-        mode=mode,
-        start=start,
-        attributes=job.settings(),
-    )
-
-
-def best_of(values: Sequence[float], metric: str) -> float | None:
-    """Return the best of the values of a metric.
-
-    Args:
-        values: one for each epoch.
-        metric: of accuracies the largest is the best, of errors and perplexities the smallest.
-
-    Returns:
-        The value; None if there is none.
-    """
-    if not values:
-        return None
-    return max(values) if metric == "accuracy" else min(values)
 
 
 def train(
@@ -152,20 +58,18 @@ def train(
     """
     files, settings = Files(folder, job.name), job.settings()
     if overwrite:
-        for path in (files.record, files.checkpoint, files.run, files.weights):
-            path.unlink(missing_ok=True)
+        files.remove()
     ended = resuming.finished(files, settings)
     if ended is not None:
         return ended
-    saved = resuming.take_up(files, settings, job.device)
+    resuming.check_run(files, settings)
+    saved = resuming.take_up(files, settings)
     with isolated(job):
         network = prepared(job)
-        feed = feed_of(job)
-        optimizer = optimizer_of(network.model, job.protocol.optimizer)
-        training = _Training(job, files, network, feed, optimizer, progress, checkpoint_seconds)
+        training = _Training(job, files, network, feed_of(job), progress, checkpoint_seconds)
         if saved is not None:
             training.load(saved)
-        training.run(going_on=saved is not None)
+        training.run(goes_on=saved is not None)
         return training.conclude()
 
 
@@ -178,26 +82,25 @@ class _Training:
         files: Files,
         network: Prepared,
         feed: Feed,
-        optimizer: torch.optim.Optimizer,
         progress: Progress,
         checkpoint_seconds: float,
     ) -> None:
         self._job, self._files, self._network, self._feed = job, files, network, feed
-        self._model, self._optimizer, self._progress = network.model, optimizer, progress
+        self._model, self._progress = network.model, progress
+        self._optimizer = optimizer_of(network.model, job.protocol.optimizer)
         self._total = job.protocol.epochs * feed.steps_per_epoch
         self._schedule = schedule_of(job, feed.steps_per_epoch)
-        self._state = _State()
+        self._state = State()
         self._state.loss = self._state.loss.to(job.device)
         self._pause = checkpoint_seconds
-        self._began = self._saved = time.monotonic()
+        self._noted = self._saved = time.monotonic()
 
-    def run(self, going_on: bool) -> None:
+    def run(self, goes_on: bool) -> None:
         state = self._state
-        start = state.step
-        mode = "a" if going_on else "w"
-        with recording(
-            self._job, self._model, self._optimizer, self._files.run, self._schedule, start, mode
-        ) as tracker:
+        tracker = recording(
+            self._job, self._model, self._optimizer, self._files, self._schedule, state.step, goes_on
+        )
+        with tracker:
             if not state.curves:
                 self._end_epoch(tracker, 0)
             self._progress(state.step, self._total)
@@ -239,20 +142,8 @@ class _Training:
             self._state.diverged = self._state.step
 
     def _end_epoch(self, tracker: RankTracker, epoch: int) -> None:
-        state, metric = self._state, f"test_{self._job.metric}"
-        seen: dict[str, float | None] = {
-            "epoch": epoch,
-            "train_loss": state.loss.item() / state.samples if state.samples else None,
-            "lr": float(self._optimizer.param_groups[0]["lr"]) if epoch else None,
-            **self._feed.evaluate(self._model),
-        }
-        tracker.log(**{name: value for name, value in seen.items() if value is not None})
-        if not math.isfinite(seen.get(metric) or 0.0):
-            state.diverged = state.step
-        for name, value in seen.items():
-            state.curves.setdefault(name, []).append(value if value is None or math.isfinite(value) else None)
-        state.loss.zero_()
-        state.samples = 0
+        rate = float(self._optimizer.param_groups[0]["lr"])
+        end_epoch(self._job, self._state, tracker, epoch, rate, self._feed.evaluate(self._model))
 
     def _is_due(self) -> bool:
         # A recorded step would be recorded anew when the training goes on, but then without its gradient.
@@ -265,17 +156,13 @@ class _Training:
         )
 
     def save(self) -> None:
-        state, job = self._state, self._job
-        device = torch.device(job.device)
+        self._count_seconds()
+        device = torch.device(self._job.device)
         resuming.save(
             self._files,
-            job.settings(),
+            self._job.settings(),
             {
-                "step": state.step,
-                "loss": state.loss,
-                "samples": state.samples,
-                "seconds": state.seconds + time.monotonic() - self._began,
-                "curves": state.curves,
+                **self._state.saved(),
                 "model": self._model.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "generator": self._network.generator.get_state(),
@@ -286,9 +173,7 @@ class _Training:
         self._saved = time.monotonic()
 
     def load(self, saved: dict[str, Any]) -> None:
-        state = self._state
-        state.step, state.samples, state.seconds = saved["step"], saved["samples"], saved["seconds"]
-        state.loss, state.curves = saved["loss"].to(self._job.device), saved["curves"]
+        self._state = State.loaded(saved, self._job.device)
         self._model.load_state_dict(saved["model"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self._network.generator.set_state(saved["generator"])
@@ -297,30 +182,13 @@ class _Training:
             torch.cuda.set_rng_state(saved["cuda"], self._job.device)
 
     def conclude(self) -> dict[str, Any]:
-        state, job, files = self._state, self._job, self._files
-        measured = {} if state.diverged is not None else measure_after(job, self._model, self._feed, files)
-        run = open_run(files.run)
-        values = [value for value in state.curves.get(f"test_{job.metric}", []) if value is not None]
-        record = {
-            "settings": job.settings(),
-            "seed": job.seed,
-            "status": "ok" if state.diverged is None else "diverged",
-            "diverged_at": state.diverged,
-            "value": values[-1] if state.diverged is None else None,
-            "best": best_of(values, job.metric),
-            "steps": state.step,
-            "seconds": round(state.seconds + time.monotonic() - self._began, 3),
-            "threads": torch.get_num_threads(),
-            "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
-            "curves": state.curves,
-            "facts": facts_of(run),
-            "measured": measured,
-            "notes": list(self._network.notes),
-            "events": run.events["text"].tolist(),
-            "run": files.run.name,
-            "weights": files.weights.name,
-        }
-        resuming.write_weights(files.weights, self._model)
-        resuming.write_json(files.record, record)
-        files.checkpoint.unlink(missing_ok=True)
-        return record
+        measured = {}
+        if self._state.diverged is None:
+            measured = measure_after(self._job, self._model, self._feed, self._files)
+        self._count_seconds()
+        return conclude(self._job, self._state, self._model, self._files, self._network.notes, measured)
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self._state.seconds += now - self._noted
+        self._noted = now

@@ -115,7 +115,10 @@ _TABLE_2_IMAGENET = Recipe(
     scales={
         "smoke": replace(SMOKE, arguments={"block": "bottleneck", "layers": (1, 1, 1, 1), "width": 4}),
         "small": replace(
-            SMALL, train=4_000, arguments={**_R50, "width": 4}, ours=(*SMALL.ours, "with the stem for small images")
+            SMALL,
+            train=4_000,
+            arguments={**_R50, "width": 4},
+            ours=(*SMALL.ours, "with the stem for small images"),
         ),
         "paper": IMAGENET,
     },
