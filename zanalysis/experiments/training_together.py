@@ -176,7 +176,7 @@ class _Several:
         test, device = self._feeds[0].test, self._job.device
         right, loss = torch.zeros(len(self._jobs), dtype=torch.int64), torch.zeros(len(self._jobs))
         loss = loss.double()
-        for chunk in torch.arange(len(test)).split(EVALUATED_AT_ONCE):
+        for chunk in torch.split(torch.arange(len(test)), EVALUATED_AT_ONCE):
             images, labels = self._feeds[0].test_batch(chunk)
             shared = channels_last(images.expand(len(self._jobs), *images.shape))
             with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
