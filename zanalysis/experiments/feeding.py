@@ -20,6 +20,7 @@ from zanalysis.experiments.jobs import Job, mixed
 __all__ = ["EVALUATED_AT_ONCE", "Feed", "ImageFeed", "TextFeed", "feed_of"]
 
 EVALUATED_AT_ONCE = 500
+_OF_TEXT = ("transformer-lm",)
 _STREAMS = 10  # of the evaluation of text, as in PyTorch's word-language-model example
 
 
@@ -48,7 +49,7 @@ def feed_of(job: Job) -> Feed:
     Returns:
         Images or text.
     """
-    return ImageFeed(job) if isinstance(job.data, Dataset) else TextFeed(job)
+    return TextFeed(job) if job.protocol.model in _OF_TEXT else ImageFeed(job)
 
 
 def _autocast(device: str) -> AbstractContextManager[object]:

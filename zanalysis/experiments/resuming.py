@@ -6,7 +6,6 @@
 
 import json
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +199,7 @@ def take_up(files: Files, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(files.checkpoint, map_location="cpu", weights_only=True)
         reason = difference(settings, json.loads(state["settings"]))
         reason = reason or ("" if state["format"] == _FORMAT else "it is of another version")
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
+    except Exception:  # what damaged bytes make of an unpickler has no type in common
         raise RunFileError(_in_the_way(files.checkpoint, "it is not the checkpoint of a training")) from None
     if reason:
         raise RunFileError(_in_the_way(files.checkpoint, reason))

@@ -94,8 +94,8 @@ class _Several:
     ) -> None:
         self._jobs, self._common, self._settings = jobs, common, settings
         self._files = [Files(folder, job.name) for job in jobs]
-        self._networks = [prepared(job) for job in jobs]
         self._feeds = [ImageFeed(job) for job in jobs]
+        self._networks = [prepared(job) for job in jobs]
         self._job, self._progress = jobs[0], progress
         self._per_epoch = self._feeds[0].steps_per_epoch
         self._total = self._job.protocol.epochs * self._per_epoch

@@ -113,8 +113,6 @@ _TEXT_SMALL = replace(
     _TEXT,
     data="pydoc",
     epochs=6,
-    train=100_000,
-    test=10_000,
     arguments={"d_model": 64, "heads": 2, "d_ff": 64, "dropout": 0.1},
     decay=Decay(kind="milestones", milestones=(3,), factor=0.1),
     tracking=Tracking(per_decade=4, layers=("layers.*",)),
