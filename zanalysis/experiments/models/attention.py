@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
             The same shape.
         """
         query, key, value = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+            projection(x).reshape(*x.shape[:-1], self.heads, -1).transpose(-3, -2)
             for projection in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
@@ -92,7 +92,7 @@ def feedforward(
 class Patches(nn.Module):
     """Cut images into square patches, each flattened to a token, row by row.
 
-    The entries of a token are ordered by row, column and channel.
+    The entries of a token are ordered by channel, row and column.
     """
 
     def __init__(self, side: int) -> None:
@@ -111,8 +111,6 @@ class Patches(nn.Module):
             x: `[samples, channels, height, width]`, both multiples of the side.
 
         Returns:
-            `[samples, patches, side · side · channels]`.
+            `[samples, patches, channels · side · side]`.
         """
-        tiles = x.unflatten(-1, (-1, self.side)).unflatten(-3, (-1, self.side))
-        # Axes from the end: channels, row of patches, row within, column of patches, column within.
-        return tiles.movedim((-4, -2), (-5, -4)).movedim(-3, -1).flatten(-3).flatten(-3, -2)
+        return functional.unfold(x, self.side, stride=self.side).transpose(-2, -1)
