@@ -79,6 +79,26 @@ def test_samples_are_judged_alone(name):
     torch.testing.assert_close(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
 
 
+class _Children(torch.fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return True
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_forward_can_be_followed_wherever_it_calls_layers(name):
+    # Initializers find residual branches by following each module's forward from child to child.
+    followed = 0
+    for module in tiny(name).modules():
+        if not type(module).__module__.startswith("torch.") and list(module.children()):
+            nodes = _Children().trace(module).nodes
+            called = {node.target.split(".")[0] for node in nodes if node.op == "call_module"}
+            assert called == {child for child, _ in module.named_children()}
+            followed += 1
+    assert followed == {"perceptron": 0, "mlp": 0, "cnn": 3, "resnet": 2, "deep-resnet": 3, "mixer": 1}.get(
+        name, 3
+    )
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_models_move_to_a_dtype(name, dtype):
