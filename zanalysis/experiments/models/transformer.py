@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zanalysis.errors import InputError
-from zanalysis.experiments.models.arguments import fraction, whole
+from zanalysis.experiments.models.arguments import choice, fraction, whole
 from zanalysis.experiments.models.attention import SelfAttention, feedforward
 from zanalysis.experiments.models.blocks import Multiplier
 
@@ -246,6 +246,6 @@ def transformer_lm(
         heads,
         whole("d_ff", d_ff),
         fraction("dropout", dropout),
-        rezero=rezero,
+        rezero=choice("rezero", rezero, (True, False)),
         length=whole("length", length),
     )
