@@ -222,6 +222,9 @@ def test_mlp_written_out():
             {"image": (1, 8, 8), "classes": 2, "activation": "rleu"},
             "unknown activation 'rleu'; did you",
         ),
+        ("mlp", {"image": (1, 8, 8), "classes": 2, "norm": "yes"}, "unknown norm 'yes'; known: True, False"),
+        ("cnn", {"image": (1, 8, 8), "classes": 2, "slope": "0.01"}, "got slope = '0.01', expected a number"),
+        ("transformer-lm", {"vocabulary": 5, "rezero": None}, "unknown rezero None; known: True, False"),
         (
             "perceptron",
             {"image": (1, 8, 8), "classes": 2, "network": "book"},
