@@ -14,7 +14,6 @@ import torch
 
 from zanalysis.errors import ZAnalysisError
 from zanalysis.experiments.data.archives import read_bounded, tar_members
-from zanalysis.experiments.data.pickles import read_batch
 from zanalysis.experiments.data.sets import Dataset, MemorySplit
 from zanalysis.experiments.data.sources import located
 
@@ -178,6 +177,9 @@ def _rows(what: _Set, version: _Version, content: bytes, where: str) -> tuple[np
         records = np.frombuffer(content, np.uint8).reshape(-1, size)
         rows, labels = records[:, what.label_bytes :], records[:, what.label_bytes - 1].tolist()
     else:
+        # Here, as it brings the reading of checkpoints with it, and that the run file and pandas.
+        from zanalysis.experiments.data.pickles import read_batch
+
         batch = read_batch(content, where)
         if what.labels not in batch or "data" not in batch:
             has = ", ".join(sorted(batch)) or "nothing of the kind"
