@@ -190,5 +190,5 @@ def test_compressed_files_that_unpack_to_too_much_are_left(tmp_path, monkeypatch
 def test_theorem_1_names_the_sets_that_it_is_for(tmp_path):
     from zanalysis.experiments.verification import verify_and_draw
 
-    with pytest.raises(InputError, match="unknown data set 'cifar-10'.*nown: digits, mnist, fashion-mnist"):
+    with pytest.raises(InputError, match=r"unknown data set 'cifar-10'.*nown: digits, mnist, fashion-mnist"):
         verify_and_draw("cifar-10", out=tmp_path)

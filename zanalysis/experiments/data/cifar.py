@@ -122,7 +122,9 @@ def load_cifar(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
     """
     version, place = located(name, data_dir, lambda folder: _in_folder(_SETS[name], folder))
     images, labels = [], []
-    for index, (file, content) in enumerate(_contents(version, place).items()):
+    contents = _contents(version, place)
+    for index, file in enumerate(version.files):
+        content = contents.pop(file)  # what is read is let go
         where = f"{file} in {place}"
         rows, found = _rows(_SETS[name], version, content, where)
         if len(rows) == _SETS[name].published[index]:

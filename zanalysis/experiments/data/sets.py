@@ -251,7 +251,7 @@ def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
 
     Example:
         >>> stratified(torch.tensor([0, 1, 0, 1, 0, 1]), 4, seed=0).tolist()
-        [0, 1, 2, 3]
+        [1, 2, 4, 5]
     """
     classes = labels.numpy()
     sizes = np.bincount(classes)
