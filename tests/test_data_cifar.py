@@ -194,6 +194,26 @@ def test_damaged_pickles_are_named(tmp_path, content):
         load("cifar-10", tmp_path)
 
 
+def test_damage_of_any_kind_is_an_error_of_ours_or_none(tmp_path):
+    write(tmp_path, "cifar-100", "python", packed=False)
+    path = tmp_path / "cifar-100-python" / "test"
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    backslash = whole.replace(b".multiarray\n", b"\\cmultiarray\n", 1)
+    assert backslash != whole
+    refused = []
+    for trial in range(100):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, 400, 3):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(backslash if trial == 0 else damaged)
+        try:
+            load("cifar-100", tmp_path)
+        except ZAnalysisError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert not [says for says in refused if "\n" in says]
+
+
 def test_an_array_that_lies_about_its_length_is_refused(tmp_path):
     write(tmp_path, "cifar-10", "python", packed=False)
     content = contents("cifar-10", "python")["test_batch"]

@@ -6,6 +6,7 @@ The stack machine of `zanalysis.checkpoints` turns them into descriptions; here 
 
 import io
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ def read_batch(content: bytes, where: str) -> dict[str, Any]:
         ZAnalysisError: if it is damaged, no such dict, or names or calls something that is refused.
     """
     try:
-        made = Unpickler(Window(io.BytesIO(content), 0, len(content), 2 * len(content))).load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python's own, of a backslash in a name
+            made = Unpickler(Window(io.BytesIO(content), 0, len(content), 2 * len(content))).load()
         return _values(made)
     except (FaultError, ValueError, EOFError, OverflowError, RecursionError) as error:
         what = str(error).replace("\n", " ").split(";")[0].rstrip(".")
