@@ -12,7 +12,7 @@ from PIL import Image
 from zanalysis.errors import InputError, ZAnalysisError
 from zanalysis.experiments.augmentations import crop_boxes
 from zanalysis.experiments.data import Dataset, MemorySplit, decoding, load
-from zanalysis.experiments.data.sets import stratified
+from zanalysis.experiments.data.choosing import stratified
 
 WNIDS = ["n03", "n01", "n02"]
 
