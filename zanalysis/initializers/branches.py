@@ -118,7 +118,7 @@ def chosen_layers(model: nn.Module, selection: Layers, what: str) -> list[str]:
     """
     modules = {name: module for name, module in named_layers(model).items() if _layer(module)}
     try:
-        return selected(selection, {name: (lambda m=m: m) for name, m in modules.items()})  # type: ignore[misc, arg-type]
+        return selected(selection, {name: (lambda m=m: m) for name, m in modules.items()})  # type: ignore[misc]
     except InputError as error:
         raise InputError(f"{what}: {error}") from error
 

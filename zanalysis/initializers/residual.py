@@ -186,6 +186,8 @@ def constnet_(
         )
     head, said = find_classifier(model, branches, classifier)
     assumed += branches.assumed + said + _stuck(branches)
+    if p:
+        assumed.append("the noise lives in the model and in no state dict.")
     inside = branches.inside
     modules = named_layers(model)
 
