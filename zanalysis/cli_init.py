@@ -65,7 +65,13 @@ def init(
         )
         raise InputError(f"zanalysis init {name} needs {missing}.")
     options = dict(_option(given) for given in option or ())
-    report = initialize_to_file(name, named_function(build), out, seed=seed, overwrite=overwrite, **options)
+    try:
+        function = named_function(build)
+    except InputError:
+        raise
+    except Exception as error:  # the module is the user's code
+        raise InputError(f"importing {build} raised {type(error).__name__}: {error}") from error
+    report = initialize_to_file(name, function, out, seed=seed, overwrite=overwrite, **options)
     if not quiet:
         for line in str(report).splitlines():
             typer.echo(terminal.text(line).plain)

@@ -110,11 +110,10 @@ def zero_(
     tables = [part.name for part in parts if part.kind == "embedding"]
     if tables:
         done = "left as they were" if embedding == "keep" else "their table [V, d] was set by Algorithm 1"
+        parts = [part for part in parts if part.kind != "embedding" or embedding != "keep"]
         assumed.append(f"the paper states no rule for embeddings; {done}: {named(tables)}.")
 
     def rule(part: Part) -> Rule | None:
-        if part.kind == "embedding" and embedding == "keep":
-            return Rule("left as it was", lambda: None)
         if part.weight and part.layers & zeroed:
             return constant(part, 0.0)
         if part.roles:

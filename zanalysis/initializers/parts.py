@@ -35,6 +35,7 @@ NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
     nn.InstanceNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
 )  # fmt: skip
+_CONTAINERS = (nn.ParameterList, nn.ParameterDict)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _MULTIPLIER = re.compile(
     r"(res_?|residual_?|skip_?|branch_?)?(scale|scalar|mult|multiplier|alpha|gain|gamma|weight)\d*[a-z]?"
@@ -188,7 +189,7 @@ def _kind(
         return "prelu", ()
     return (
         "unknown"
-        if type(module).__module__.startswith(_BUILT_IN)
+        if type(module).__module__.startswith(_BUILT_IN) and not isinstance(module, _CONTAINERS)
         else _own_kind(layer, module, own, parameter)
     ), ()
 

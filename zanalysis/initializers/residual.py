@@ -131,6 +131,7 @@ def skipinit_(
         InputError: if alpha is neither, or d is asked for and no residual branch was found.
     """
     branches = None
+    survey(model, attention)  # what is refused is refused before the branches are looked for
     if alpha == "1/sqrt(d)":
         branches = find_branches(model, last)
         if not branches.found:
