@@ -250,7 +250,10 @@ class _Search:
         if not addition.shared or not any(paths):
             return
         if all(paths):
-            # No summand is without weights: the shortest may be a projection, such as a 1×1 convolution.
+            # No summand is without weights: the shortest may be a projection, such as a 1×1 convolution. Where
+            # something in between is used elsewhere, too, this is no block but a sum of features.
+            if not addition.closed:
+                return
             shortcut = min(paths, key=lambda path: (not _skip_named(path), len(path), self._taps(path)))
             if len(shortcut) > 1 or (all(len(p) == 1 for p in paths) and not self._smaller(shortcut, paths)):
                 return
