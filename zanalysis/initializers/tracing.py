@@ -89,7 +89,7 @@ def follow(module: nn.Module) -> Flow | str:
     except Exception as error:  # the forward is the user's code: anything may come out of it
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no text'}"
     calls = tuple(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module"))
-    return Flow(calls, tuple(_additions(graph)))
+    return Flow(calls, tuple(_additions(graph))[::-1])
 
 
 @contextmanager
@@ -113,6 +113,7 @@ def _untouched(module: nn.Module) -> Iterator[None]:
 
 
 def _additions(graph: fx.Graph) -> Iterator[Addition]:
+    # From the last to the first: a sum of three is seen whole before the sum of two within it.
     place = {node: i for i, node in enumerate(graph.nodes)}
     inner: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
