@@ -130,6 +130,7 @@ class ResidualBlock(nn.Module):
         (nn.TransformerDecoderLayer(8, 2, 16), ["linear2", "multihead_attn.out_proj", "self_attn.out_proj"]),
         (Pyramid(), []),
         (Positions(), []),
+        (torch.fx.symbolic_trace(nn.Sequential(PreActivation(), Single(6, 6))), ["0.conv2", "1.conv"]),
         (nn.Sequential(conv(), nn.ReLU(), conv()), []),
         (Stubborn("side"), []),
     ],

@@ -6,6 +6,8 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from init_models import BasicBlock, FixupBlock, Mixer, Single, TransformerBlock, resnet18
 from torch import nn
 from torch.nn.utils import prune
@@ -580,6 +582,12 @@ def test_models_that_cannot_be_initialized(name, broken, says):
         init.initialize(broken(), name)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_models_are_refused():
+    with pytest.raises(InputError, match="got a scripted model; initialize the model that it is made of"):
+        init.zero_(torch.jit.script(nn.Linear(2, 2)))
+
+
 def test_computed_weights_are_refused():
     pruned = prune.random_unstructured(nn.Linear(3, 3), "weight", 0.5)
     with pytest.raises(
@@ -656,3 +664,67 @@ def test_names_lead_to_every_initialization():
         warnings.simplefilter("error")
         for name in ("zero", "kaiming", "fixup", "zeros"):
             assert init.initialize(nn.Linear(2, 2), name, generator=generator()).layers
+
+
+# Properties
+
+
+LAYERS = {
+    "linear": lambda a, b: nn.Linear(a, b),
+    "conv1d": lambda a, b: nn.Conv1d(a, b, 3),
+    "conv3d": lambda a, b: nn.Conv3d(a, b, (1, 3, 5), bias=False),
+    "grouped": lambda a, b: nn.Conv2d(2 * a, 2 * b, 3, groups=2),
+    "transposed": lambda a, b: nn.ConvTranspose2d(a, b, 3),
+    "embedding": lambda a, b: nn.Embedding(b, a),
+    "batch norm": lambda a, b: nn.BatchNorm2d(a),
+    "layer norm": lambda a, b: nn.LayerNorm(b),
+    "prelu": lambda a, b: nn.PReLU(),
+    "attention": lambda a, b: nn.MultiheadAttention(2 * a, 2),
+    "block": lambda a, b: Single(a, b),
+}
+layers = st.lists(
+    st.tuples(st.sampled_from(sorted(LAYERS)), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    layers,
+    st.sampled_from([n for n in init.INITIALIZATIONS if n not in ("rezero", "skipinit", "constnet-noise")]),
+)
+def test_every_parameter_is_set_or_named_and_a_seed_gives_the_same_bits(drawn, name):
+    def initialized(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(*[LAYERS[kind](a, b) for kind, a, b in drawn])
+        options = {"std": 0.1} if name == "perturbed-identity" else {}
+        report = init.initialize(model, name, generator=generator(7), **options)
+        return report, state(model)
+
+    if name == "constnet" and not any(kind == "block" for kind, _, _ in drawn):
+        with pytest.raises(InputError, match="no residual branch"):
+            initialized(0)
+        return
+    if name == "zeros" and not any(
+        kind in ("linear", "attention", "block") or "conv" in kind for kind, _, _ in drawn
+    ):
+        return
+    (report, first), (_, second) = initialized(0), initialized(1)
+    named = {entry.name for entry in report.layers} | set(report.unknown)
+    every = {key for key, tensor in report.model.named_parameters()}
+    assert not report.unknown
+    assert named == every if name != "zeros" else named <= every
+    assert all(torch.equal(first[key], second[key]) for key in named)  # whatever was there before
+    assert (
+        str(report).splitlines()[0].endswith(f"{len(report.layers)} of {len(report.layers)} parameters set")
+    )
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(1, 70), st.integers(1, 70))
+def test_zero_of_a_matrix_is_an_isometry_where_it_can_be_one(p, q):
+    weight = init.zero_(torch.empty(p, q, dtype=torch.float64))
+    whole = p <= q or p & (p - 1) == 0
+    values = torch.linalg.svdvals(weight)
+    if whole:
+        torch.testing.assert_close(values, torch.ones(min(p, q), dtype=torch.float64), rtol=1e-12, atol=0)
+    assert values.max() <= 1 + 1e-12

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import fx, nn
 
 from zanalysis.analyzers.naming import Selection, selected
 from zanalysis.errors import InputError
@@ -228,7 +228,7 @@ class _Search:
             if layers:
                 yield self._branch(name, layers, skip, "its child is named branch, beside skip")
             return
-        if type(module).__module__.startswith("torch.") or not self._holds_weights(name, module):
+        if _built_in(module) or not self._holds_weights(module):
             return
         flow = self._flow(module)
         if isinstance(flow, Flow):
@@ -276,11 +276,11 @@ class _Search:
         kind = type(self.modules[name]).__name__
         return Branch(clean(name), tuple(layers), tuple(layers[-1:]), tuple(shortcut), kind, how)
 
-    def _holds_weights(self, name: str, module: nn.Module) -> bool:
+    def _holds_weights(self, module: nn.Module) -> bool:
         return any(m is not module and _layer(m) for m in module.modules())
 
     def _flow(self, module: nn.Module) -> Flow | str:
-        if type(module).__module__.startswith("torch."):
+        if _built_in(module):
             return "PyTorch's own"
         if id(module) not in self._flows:
             self._flows[id(module)] = follow(module)
@@ -312,6 +312,10 @@ def _sentences(found: list[Branch]) -> list[str]:
 
 def _skip_named(path: list[str]) -> bool:
     return bool(path) and all(any(_SKIPS.fullmatch(step) for step in layer.split(".")) for layer in path)
+
+
+def _built_in(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.") and not isinstance(module, fx.GraphModule)
 
 
 def _layer(module: nn.Module) -> bool:

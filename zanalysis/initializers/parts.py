@@ -96,10 +96,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
         The module inside, or itself.
 
     Raises:
-        InputError: if it is no module.
+        InputError: if it is no module, or a scripted one.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"got {type(model).__name__}, expected an nn.Module to initialize.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "got a scripted model; initialize the model that it is made of, and script it afterwards."
+        )
     while True:
         children = list(model._modules)
         wraps = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or children == [

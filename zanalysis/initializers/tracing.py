@@ -85,7 +85,9 @@ def follow(module: nn.Module) -> Flow | str:
                 for name, parameter in inspect.signature(type(module).forward).parameters.items()
                 if parameter.default is not inspect.Parameter.empty
             }
-            graph = _Own().trace(module, concrete_args=defaults or None)
+            graph: Any = getattr(module, "graph", None)
+            if not isinstance(module, fx.GraphModule):
+                graph = _Own().trace(module, concrete_args=defaults or None)
     except Exception as error:  # the forward is the user's code: anything may come out of it
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no text'}"
     calls = tuple(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module"))
@@ -95,7 +97,12 @@ def follow(module: nn.Module) -> Flow | str:
 @contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
     # A forward may count its calls or keep its input: what it sets on the module, and random numbers, are put back.
-    homes = (module.__dict__, module._buffers, module._parameters, module._modules)
+    homes: tuple[dict[str, Any], ...] = (
+        module.__dict__,
+        module._buffers,
+        module._parameters,
+        module._modules,
+    )
     kept = [dict(home) for home in homes]
     buffers = [(b, b.detach().clone(), b._version) for b in module._buffers.values() if b is not None]
     devices = sorted({p.get_device() for p in module.parameters() if p.is_cuda})
@@ -106,10 +113,10 @@ def _untouched(module: nn.Module) -> Iterator[None]:
             for home, before in zip(homes, kept, strict=True):
                 home.clear()
                 home.update(before)
-            for buffer, before, version in buffers:
+            for buffer, value, version in buffers:
                 if buffer._version != version:
                     with torch.no_grad():
-                        buffer.copy_(before)
+                        buffer.copy_(value)
 
 
 def _additions(graph: fx.Graph) -> Iterator[Addition]:
