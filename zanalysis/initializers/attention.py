@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from zanalysis.errors import InputError, did_you_mean
-from zanalysis.initializers.branches import chosen_layers, named_layers
+from zanalysis.initializers.choosing import chosen_layers, named_layers
 from zanalysis.initializers.report import named
 
 __all__ = ["ROLES", "Attention", "find_attention"]

@@ -1,4 +1,4 @@
-"""Find the residual branches of a model, the layer that ends each, its attention matrices and its classifier.
+"""Find the residual branches of a model, the layer that ends each, and its classification layer.
 
 In this order: a layer that the caller names; a block that says what it is (children `branch` and `skip`, PyTorch's
 Transformer layers); a module whose own forward adds what its children return to what they started from; and, where
@@ -6,13 +6,12 @@ that forward cannot be followed, a module with a child of a name such as `downsa
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
-from zanalysis.analyzers.naming import Selection, selected
-from zanalysis.errors import InputError
+from zanalysis.initializers.choosing import Layers, chosen_layers, layered, named_layers
 from zanalysis.initializers.parts import ATTENTION, WEIGHTED, clean, unwrapped
 from zanalysis.initializers.report import named
 from zanalysis.initializers.tracing import Addition, Flow, follow
@@ -26,8 +25,6 @@ __all__ = [
     "find_classifier",
     "named_layers",
 ]
-
-Layers = Selection | Callable[[str, nn.Module], bool]
 
 _SKIPS = re.compile(
     r"(down_?sample|short_?cut|skip|skip_connection|skip_conv|identity|residual|res_conv|conv_res|conv_?short_?cut|"
@@ -87,40 +84,6 @@ class Branches:
         """The innermost branch of each layer that is in one."""
         inner = sorted(self.found, key=lambda branch: -len(branch.layers))
         return {name: branch for branch in inner for name in branch.layers}
-
-
-def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module of a model by each of its names.
-
-    Args:
-        model: the model.
-
-    Returns:
-        The modules; names without the prefixes of wrappers.
-    """
-    return {clean(name): module for name, module in unwrapped(model).named_modules(remove_duplicate=False)}
-
-
-def chosen_layers(model: nn.Module, selection: Layers, what: str) -> list[str]:
-    """Choose linear and convolution layers, and attention layers, by name.
-
-    Args:
-        model: the model.
-        selection: names, globs, compiled regular expressions, predicates `name -> bool` or
-            `(name, module) -> bool`, or several of these.
-        what: the argument's name, for errors.
-
-    Returns:
-        Their names, in the model's order.
-
-    Raises:
-        InputError: if the selection is of another kind, or one of its patterns matches nothing.
-    """
-    modules = {name: module for name, module in named_layers(model).items() if _layer(module)}
-    try:
-        return selected(selection, {name: (lambda m=m: m) for name, m in modules.items()})  # type: ignore[misc]
-    except InputError as error:
-        raise InputError(f"{what}: {error}") from error
 
 
 def find_branches(model: nn.Module, last: Layers = None) -> Branches:
@@ -277,7 +240,7 @@ class _Search:
         return Branch(clean(name), tuple(layers), tuple(layers[-1:]), tuple(shortcut), kind, how)
 
     def _holds_weights(self, module: nn.Module) -> bool:
-        return any(m is not module and _layer(m) for m in module.modules())
+        return any(m is not module and layered(m) for m in module.modules())
 
     def _flow(self, module: nn.Module) -> Flow | str:
         if _built_in(module):
@@ -316,10 +279,6 @@ def _skip_named(path: list[str]) -> bool:
 
 def _built_in(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.") and not isinstance(module, fx.GraphModule)
-
-
-def _layer(module: nn.Module) -> bool:
-    return isinstance(module, (*WEIGHTED, ATTENTION))
 
 
 def _has(module: nn.Module, child: str) -> bool:

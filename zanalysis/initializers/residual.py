@@ -7,7 +7,8 @@ from torch import Generator, Tensor, nn
 
 from zanalysis.errors import InputError
 from zanalysis.initializers.attention import Attention
-from zanalysis.initializers.branches import Branches, Layers, find_branches, find_classifier, named_layers
+from zanalysis.initializers.branches import Branches, find_branches, find_classifier
+from zanalysis.initializers.choosing import Layers, named_layers
 from zanalysis.initializers.matrices import finite, taps
 from zanalysis.initializers.noise import OutputDropout, Source
 from zanalysis.initializers.parts import WEIGHTED, Part

@@ -2,7 +2,7 @@
 
 from torch import Generator, nn
 
-from zanalysis.initializers.branches import Layers, chosen_layers
+from zanalysis.initializers.choosing import Layers, chosen_layers
 from zanalysis.initializers.noise import Source, ZeroNoise
 from zanalysis.initializers.parts import ATTENTION, NORMS, WEIGHTED, Part, parts_of, unwrapped
 from zanalysis.initializers.plan import Rule, carry_out, constant, ordinary, remarks, survey
