@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from init_models import BasicBlock, FixupBlock, Mixer, Single, TransformerBlock,
 from torch import nn
 from torch.nn.utils import prune
 
+from hooks import RankTracker, every
 from zanalysis import initializers as init
 from zanalysis.errors import InputError
 
@@ -558,6 +560,7 @@ def test_what_is_unknown_is_named_warned_of_and_left(name):
     assert all(torch.equal(before[k], model.state_dict()[k]) for k in report.unknown)
     assert report.rules() == {"norm.weight": "0" if name == "all-zero" else "1"}
     assert "unknown: left as they were" in str(report)
+    assert any("zero without a noise" in s for s in report.assumed) == (name == "all-zero")
 
 
 @pytest.mark.parametrize("name", [n for n in init.INITIALIZATIONS if n != "perturbed-identity"])
@@ -728,3 +731,48 @@ def test_zero_of_a_matrix_is_an_isometry_where_it_can_be_one(p, q):
     if whole:
         torch.testing.assert_close(values, torch.ones(min(p, q), dtype=torch.float64), rtol=1e-12, atol=0)
     assert values.max() <= 1 + 1e-12
+
+
+def test_a_tracker_disturbs_no_noise():
+    def run(attached):
+        model = Mixer()
+        init.all_constant_(model, generator=generator())
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+        draws, probe = generator(1), torch.ones(2, 3, 4, 4)
+        with ExitStack() as stack:
+            if attached:
+                tensors, metrics = (
+                    ("weight", "activation"),
+                    ("rank", "span_dimension", "jacobian_singular_values"),
+                )
+                tracker = RankTracker(
+                    model, optimizer, schedule=every(1), probe=probe, tensors=tensors, metrics=metrics
+                )
+                stack.enter_context(tracker)
+            for _ in range(6):
+                loss = nn.functional.cross_entropy(
+                    model(torch.randn(4, 3, 4, 4, generator=draws)), torch.tensor([0, 1, 2, 0])
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return state(model)
+
+    assert same(run(False), run(True))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["zero", "hadamard", "constnet-noise", "kaiming", "fixup", "all-constant"])
+def test_on_a_gpu_the_bits_are_those_of_the_cpu(name):
+    weights = []
+    for device in ("cpu", "cuda"):
+        model = const_net().to(device)
+        before = torch.cuda.get_rng_state()
+        init.initialize(model, name, generator=generator())
+        assert torch.equal(before, torch.cuda.get_rng_state())
+        weights.append({key: tensor.cpu() for key, tensor in state(model).items()})
+        outputs = [model(torch.ones(2, 3, 8, 8, device=device)) for _ in range(2)]
+        assert torch.equal(*outputs) == (
+            name not in ("constnet-noise", "all-constant") or not outputs[0].any()
+        )
+    assert same(*weights)

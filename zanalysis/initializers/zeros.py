@@ -84,6 +84,13 @@ def _silent(model: nn.Module, title: str, norms: bool, generator: Generator | No
             "attention computes its projections within itself, where no noise can be given: "
             f"{named(list(dict.fromkeys(within)))}."
         )
+    own = [
+        part.layer for part in parts if norms and part.kind == "scale" and not isinstance(part.module, NORMS)
+    ]
+    if own:
+        assumed.append(
+            f"zero without a noise, as these normalization layers are not PyTorch's: {named(own)}."
+        )
     if noisy:
         assumed.append(
             f"the noise of {len(noisy)} layers lives in the model and in no state dict; it stops layer by layer once "
