@@ -776,3 +776,17 @@ def test_on_a_gpu_the_bits_are_those_of_the_cpu(name):
             name not in ("constnet-noise", "all-constant") or not outputs[0].any()
         )
     assert same(*weights)
+
+
+def test_dropout_keeps_the_mean_of_a_branch():
+    model = Single(4, 4)
+    report = init.constnet_(model, 0.25, classifier=[], generator=generator())
+    model.conv.weight.data.normal_()
+    x = torch.rand(3, 4, 9, 9)
+    exact = model.eval().conv(x)
+    dropped = model.train().conv(x)
+    kept = dropped != 0
+    assert abs(kept.float().mean() - 0.75) < 0.05
+    torch.testing.assert_close(dropped[kept], exact[kept] / 0.75, rtol=1e-6, atol=0)
+    assert not model.conv_res._forward_hooks
+    assert "the noise lives in the model and in no state dict." in report.assumed
