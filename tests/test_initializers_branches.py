@@ -202,6 +202,28 @@ def test_the_last_layers_can_be_given(given, expected):
     assert sorted(zero) == expected
 
 
+class HeadFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.unused, self.head = nn.Linear(2, 2), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList([Single(4, 4)])
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(torch.relu(self.last(x.mean((2, 3)))))
+
+
+def test_the_classifier_is_the_last_linear_layer_of_the_forward():
+    model = HeadFirst()
+    report = init.fixup_(model)
+    assert any(s.startswith("head was taken as the classification layer") for s in report.assumed)
+    assert not model.head.weight.any()
+    assert model.last.weight.any()
+    assert model.unused.weight.any()
+
+
 def test_given_layers_that_are_none_are_refused():
     with pytest.raises(InputError, match="last: no layer matches 'conv9'; did you mean"):
         init.zero_(resnet18(), last="conv9")

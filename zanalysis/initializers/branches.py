@@ -63,10 +63,12 @@ class Branches:
 
     Attributes:
         found: the branches.
+        order: every linear, convolution and attention layer, in the order of the forward as far as it can be followed.
         assumed: what was taken for what, in sentences.
     """
 
     found: list[Branch]
+    order: list[str]
     assumed: list[str] = field(default_factory=list)
 
     @property
@@ -97,7 +99,7 @@ def find_branches(model: nn.Module, last: Layers = None) -> Branches:
         The branches.
     """
     search = _Search(model)
-    found = Branches(list(search.all()))
+    found = Branches(list(search.all()), search.weighted(""))
     if last is None:
         found.assumed += _sentences(found.found) or [
             "no residual branch was found; where there are some, name the layers that end them with last=…"
@@ -109,7 +111,7 @@ def find_branches(model: nn.Module, last: Layers = None) -> Branches:
         ]
         return found
     if isinstance(last, Sequence) and not isinstance(last, str) and not last:
-        return Branches([])
+        return Branches([], found.order)
     given = chosen_layers(model, last, "last")
     inside = found.inside
     found.found = [_given(search, name, inside.get(name)) for name in given]
@@ -136,7 +138,8 @@ def find_classifier(
         given = chosen_layers(model, classifier, "classifier")
         return given, [f"taken as the classification layer, as given: {named(given)}."]
     apart = set(branches.inside) | branches.shortcuts
-    linear = [n for n, m in named_layers(model).items() if isinstance(m, nn.Linear) and n not in apart]
+    modules = named_layers(model)
+    linear = [name for name in branches.order if isinstance(modules[name], nn.Linear) and name not in apart]
     if not linear:
         return [], [
             "no linear layer outside the residual branches; none was taken as the classification layer."
@@ -168,8 +171,8 @@ class _Search:
             return [clean(name), clean(_join(name, "out_proj"))]
         flow = self._flow(module)
         children = [child for child, _ in module.named_children()]
-        called = [c for c in flow.calls if "." not in c] if isinstance(flow, Flow) else []
-        order = called if set(called) == set(children) else children
+        called = list(dict.fromkeys(c.split(".")[0] for c in flow.calls)) if isinstance(flow, Flow) else []
+        order = [child for child in children if child not in called] + called
         return [layer for child in order for layer in self.weighted(_join(name, child))]
 
     def direct(self, name: str) -> tuple[list[str], list[str]]:
