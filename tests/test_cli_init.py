@@ -99,10 +99,15 @@ def test_tied_weights_are_written_under_each_name(command, tmp_path):
     assert load_file(tmp_path / "tied.safetensors").keys() == {"0.weight", "1.weight"}
 
 
-def test_what_is_unknown_is_in_the_report(command):
-    code, results, _ = command("kaiming", "init_nets:recurrent", "--out", "r.pt")
-    assert code == 0
-    assert "unknown: left as they were" in results
+def test_what_is_unknown_is_in_the_report_and_follows_the_seed(command, tmp_path):
+    files = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        code, results, _ = command("zero", "init_nets:recurrent", "--out", f"{name}.pt", "--seed", seed)
+        assert code == 0
+        assert "unknown: left as they were" in results
+        files.append(torch.load(tmp_path / f"{name}.pt", weights_only=True)["1.weight_ih_l0"])
+    assert torch.equal(files[0], files[1])
+    assert not torch.equal(files[0], files[2])
 
 
 def test_the_list_has_every_name_and_its_options(command):

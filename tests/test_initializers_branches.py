@@ -60,6 +60,38 @@ class Positions(nn.Module):
         return x + self.position[:, :, : x.shape[2]] + torch.zeros(x.size(0), 1, 1)
 
 
+class LearnedPositions(nn.Module):
+    """Positions from a layer that sees only the input's length."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.position = nn.Linear(2, 8), nn.Linear(1, 8)
+
+    def forward(self, x):
+        x = self.patch(x)
+        return x + self.position(torch.ones(x.shape[1], 1) * x.size(0))
+
+
+class OutFirst(nn.Module):
+    """A branch of a module of its own, whose last layer is defined first."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.first = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.first(x)))
+
+
+class Around(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = OutFirst()
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
 class Parallel(nn.Module):
     def __init__(self):
         super().__init__()
@@ -130,6 +162,8 @@ class ResidualBlock(nn.Module):
         (nn.TransformerDecoderLayer(8, 2, 16), ["linear2", "multihead_attn.out_proj", "self_attn.out_proj"]),
         (Pyramid(), []),
         (Positions(), []),
+        (LearnedPositions(), []),
+        (Around(), ["inner.out"]),
         (torch.fx.symbolic_trace(nn.Sequential(PreActivation(), Single(6, 6))), ["0.conv2", "1.conv"]),
         (nn.Sequential(conv(), nn.ReLU(), conv()), []),
         (Stubborn("side"), []),

@@ -790,3 +790,11 @@ def test_dropout_keeps_the_mean_of_a_branch():
     torch.testing.assert_close(dropped[kept], exact[kept] / 0.75, rtol=1e-6, atol=0)
     assert not model.conv_res._forward_hooks
     assert "the noise lives in the model and in no state dict." in report.assumed
+
+
+def test_attention_gets_no_noise_within_and_says_so():
+    model = nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 4))
+    report = init.all_constant_(model)
+    assert not any(p.any() for p in model.parameters())
+    assert [name for name, module in model.named_modules() if module._forward_hooks] == ["1"]
+    assert any("where no noise can be given: 0." in s for s in report.assumed)
