@@ -69,7 +69,7 @@ class LearnedPositions(nn.Module):
 
     def forward(self, x):
         x = self.patch(x)
-        return x + self.position(torch.ones(x.shape[1], 1) * x.size(0))
+        return x + self.position(x.new_ones(x.shape[1], 1) * x.size(0))
 
 
 class OutFirst(nn.Module):

@@ -46,6 +46,7 @@ def partial_identity_(tensor: Tensor | nn.Module, gain: float = 1.0) -> Tensor |
         InputError: if the gain is no finite number, or a tensor cannot be filled.
 
     Example:
+        >>> import torch
         >>> partial_identity_(torch.empty(2, 3))
         tensor([[1., 0., 0.],
                 [0., 1., 0.]])
@@ -87,6 +88,7 @@ def hadamard_(tensor: Tensor | nn.Module, normalization: Normalization = "orthon
         InputError: if the normalization is unknown, or a tensor is no matrix or odd kernel.
 
     Example:
+        >>> import torch
         >>> hadamard_(torch.empty(4, 2))
         tensor([[ 0.5000,  0.5000],
                 [ 0.5000, -0.5000],

@@ -75,6 +75,7 @@ def zero_(
         InputError: if an option is unknown, or a tensor cannot be filled, such as an even kernel; the layer is named.
 
     Example:
+        >>> import torch
         >>> zero_(torch.empty(2, 2))
         tensor([[1., 0.],
                 [0., 1.]])
