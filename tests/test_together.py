@@ -279,6 +279,8 @@ def test_a_state_of_other_replicas_is_refused_and_changes_nothing():
         together.load_state_dict(Together(replicas(perceptron, 2), OPTIMIZERS["adam"]).state_dict())
     with pytest.raises(InputError, match="give a state of as many replicas of the same architecture"):
         together.load_state_dict(Together(replicas(Tied), OPTIMIZERS["adam"]).state_dict())
+    with pytest.raises(InputError, match="the state lacks buffers, optimizer, steps; give what state_dict"):
+        together.load_state_dict({"parameters": {}})
     assert all(torch.equal(before["parameters"][name], p) for name, p in together.parameters.items())
 
 
