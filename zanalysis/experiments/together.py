@@ -93,8 +93,6 @@ class Together:
         parameters, buffers = stack_module_state(list(self.replicas))
         self.parameters: dict[str, Tensor] = dict(parameters)
         self.buffers: dict[str, Tensor] = dict(buffers)
-        for name, parameter in self.replicas[0].named_parameters():
-            self.parameters[name].requires_grad_(parameter.requires_grad)
         self._trained = [stacked for stacked in self.parameters.values() if stacked.requires_grad]
         if not self._trained:
             raise InputError(
