@@ -1,11 +1,15 @@
 """Several replicas of one architecture, trained as one batched computation.
 
-A small network leaves a processor idle: most of a step is overhead, which replicas can share. Their
-parameters are stacked, `[replicas, *shape]`, the forward pass is `torch.func.vmap` over that first
+The replicas' parameters are stacked, `[replicas, *shape]`, the forward pass is `torch.func.vmap` over that first
 dimension, and the backward pass goes through the sum of the replicas' losses. No loss depends on
 another replica's parameters, so the gradient of the sum holds each replica's own gradient, and an
 optimizer that works element by element makes of it what it would make of each alone. The outcome is
 that of separate trainings, up to the order in which floating-point sums are formed.
+
+It pays where a step is mostly overhead that the replicas can share. On one CPU thread, five replicas against
+five separate steps: 10 against 48 ms for the all-zero CNN (single-channel convolutions, 28×28, batch 100), as
+much for perceptrons of width 32, and more for wide ones (15 against 8 ms at 784-512-10) or for convolutions of
+many channels (15 against 13 ms at 16), whose kernels fill a core by themselves.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -263,7 +267,8 @@ def channels_last(inputs: Tensor) -> Tensor:
     """Lay a batch of images out so that replicas and channels lie side by side in memory.
 
     Under vmap a convolution of single channels becomes a depthwise one over `replicas` channels. Its CPU
-    kernel is two to three times as fast when these are innermost, and the layers after it keep the layout.
+    kernel takes about half the time when these are innermost, and the layers after it keep the layout. With
+    three channels it still helps, with sixteen it no longer does.
 
     Args:
         inputs: `[replicas, batch, channels, *spatial]`.
