@@ -405,6 +405,7 @@ def test_best_epoch_depends_on_the_metric():
         ({"seeds": [1, -1]}, "got seed -1, expected a whole number"),
         ({"seeds": []}, "got no seed"),
         ({"device": "tpu9"}, "device 'tpu9' cannot be used here"),
+        ({"epochs": 0}, "got epochs = 0"),
         ({"threads": 0}, "got threads = 0"),
         ({"data": "pydoc"}, "pydoc holds text, but resnet is a model of images"),
     ],

@@ -52,6 +52,7 @@ def run_experiment(
     scale: str = "small",
     *,
     seeds: int | Sequence[int] | None = None,
+    epochs: int | None = None,
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "cpu",
@@ -68,6 +69,7 @@ def run_experiment(
         name: of the recipe; `zanalysis.experiments.recipes.RECIPES` has them.
         scale: ``"smoke"``, ``"small"`` or ``"paper"``.
         seeds: how many trainings of each system (0, 1, …), or which seeds; as the recipe has it if None.
+        epochs: other than the recipe's; warm-up and decays are stretched with them.
         data: another data set than the recipe's.
         data_dir: where the data lie; the environment variable ``ZANALYSIS_DATA`` if None.
         device: where the networks are trained.
@@ -91,6 +93,8 @@ def run_experiment(
     chosen = _checked_seeds(seeds)
     _check_device(device)
     if recipe.picture == "theorem":
+        if epochs is not None:
+            raise InputError(f"{recipe.name} has a fixed number of steps at each scale; leave out --epochs.")
         # Loaded only where it is needed.
         from zanalysis.experiments.theorem1_recipe import run_theorem1
 
@@ -111,6 +115,8 @@ def run_experiment(
         if data not in DATASETS:
             raise InputError(f"unknown data set {data!r}; {did_you_mean(data, DATASETS)}")
         protocol = replace(protocol, data=data, fallback=None)
+    if epochs is not None:
+        protocol = _stretched(protocol, epochs)
     compared = _chosen(recipe, protocol, only)
     loaded, protocol, notes = _loaded(protocol, data_dir)
     numbers = chosen if chosen is not None else tuple(range(protocol.seeds))
@@ -316,6 +322,34 @@ def _chosen(recipe: Recipe, protocol: Protocol, only: Sequence[str]) -> list[Var
         if label not in known:
             raise InputError(f"{recipe.name} has no system {label!r}; {did_you_mean(label, known)}")
     return [v for v in compared if not only or v.label in only or v.system.label in only]
+
+
+def _stretched(protocol: Protocol, epochs: int) -> Protocol:
+    """Change the length of the trainings, and with it when their learning rate moves.
+
+    Args:
+        protocol: of the scale.
+        epochs: how many there are to be.
+
+    Returns:
+        The protocol.
+
+    Raises:
+        InputError: if it is not a whole number of 1 or more.
+    """
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise InputError(f"got epochs = {epochs!r}, expected a whole number of 1 or more.")
+    ratio, decay = epochs / protocol.epochs, protocol.decay
+    return replace(
+        protocol,
+        epochs=epochs,
+        decay=replace(
+            decay,
+            warmup=decay.warmup * ratio,
+            milestones=tuple(milestone * ratio for milestone in decay.milestones),
+            period=max(1, round(decay.period * ratio)),
+        ),
+    )
 
 
 def _loaded(
