@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import zanalysis as za
 from zanalysis.cli import app
 from zanalysis.errors import InputError, RunFileError, ZAnalysisError
+from zanalysis.experiments.asking import loaded_data
 from zanalysis.experiments.comparing import deviation_ratio
 from zanalysis.experiments.data import load
 from zanalysis.experiments.feeding import feed_of
@@ -444,10 +445,8 @@ def test_missing_data_says_which_files_from_where_to_which_folder(tmp_path):
 
 def test_small_scale_stands_in_the_digits_and_says_so(tmp_path, monkeypatch):
     monkeypatch.delenv("ZANALYSIS_DATA", raising=False)
-    from zanalysis.experiments import runner
-
     protocol = find("table-2").scales["small"]
-    loaded, used, notes = runner._loaded(protocol, tmp_path)
+    loaded, used, notes = loaded_data(protocol, tmp_path)
     assert (loaded.name, used.data) == ("digits", "digits")
     assert "fashion-mnist is not at hand" in notes[0]
     assert "trained on digits instead" in notes[0]
