@@ -1,13 +1,20 @@
-"""Record the run files of this schema version that the tests keep: `python tests/data/make.py FOLDER`."""
+"""Record the run files of this schema version that the tests keep, gzipped: `python tests/data/make.py FOLDER`.
+
+Run once, when a version is released, by the software that writes it; never again for a version that is there.
+"""
+
 import sys
 from pathlib import Path
+
 import torch
 from torch import nn
+
 from hooks import RankTracker, Recorder, every
 
 out = Path(sys.argv[1])
 torch.manual_seed(0)
 torch.set_num_threads(1)
+
 
 def train(tracker_of):
     torch.manual_seed(0)
@@ -25,6 +32,13 @@ def train(tracker_of):
             if step == 2:
                 tracker.log(step=1.0)
 
+
 metrics = ("rank", "stable_rank", "support", "singular_values")
-train(lambda m, o: RankTracker(m, o, out / "schema-1.h5", schedule=every(2), metrics=metrics, reference=[None, "init"]))
-train(lambda m, o: Recorder(m, o, out / "schema-1-raw.h5", schedule=every(2), tensors=("weight", "activation")))
+train(
+    lambda m, o: RankTracker(
+        m, o, out / "schema-1.h5", schedule=every(2), metrics=metrics, reference=[None, "init"]
+    )
+)
+train(
+    lambda m, o: Recorder(m, o, out / "schema-1-raw.h5", schedule=every(2), tensors=("weight", "activation"))
+)

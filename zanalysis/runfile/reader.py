@@ -25,6 +25,7 @@ from zanalysis.runfile.tensor_reader import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray
     from torch import Tensor
 
 __all__ = ["Run", "open_run"]
@@ -179,6 +180,16 @@ class Run:
 
         steps: npt.NDArray[np.int64] = ask(self.path, recorded)
         return steps
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Return the run as an xarray dataset with named dimensions: see `zanalysis.to_xarray`.
+
+        Returns:
+            A variable for each metric, `[step, layer, tensor, reference]` or one dimension more.
+        """
+        from zanalysis.labelled import to_xarray
+
+        return to_xarray(self)
 
     @property
     def spectrum_keys(self) -> tuple[SpectrumKey, ...]:
