@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import xarray
     from torch import Tensor
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "open_run", "settings_of"]
 
 
 def open_run(path: str | os.PathLike[str]) -> "Run":
@@ -63,7 +63,7 @@ class Run:
         """
         self.path = Path(path)
         self.attributes: dict[str, Any]
-        self.attributes, self.series, self._spectra, self._raw = ask(self.path, _described)
+        self.attributes, self.series, self._spectra, self._raw = ask(self.path, settings_of)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {len(self.steps)} steps of {len(self.layers)} layers)"
@@ -255,9 +255,17 @@ class Run:
         return stacked(*ask(self.path, lambda file, _: tensors_at(file, name, layer, tensor, steps)))
 
 
-def _described(
+def settings_of(
     file: Any, _: Committed
 ) -> tuple[dict[str, Any], tuple[Series, ...], tuple[SpectrumKey, ...], tuple[str, ...]]:
+    """Read what does not change over a run.
+
+    Args:
+        file: an open run file.
+
+    Returns:
+        The attributes, the series, the spectra, and the layers of raw tensors.
+    """
     return (
         json.loads(file["attributes"][:].tobytes()),
         tuple(Series(*row) for row in _rows(file, "scalars", Series._fields)),
