@@ -9,12 +9,13 @@ import numpy.typing as npt
 
 from zanalysis.reporting.meanings import bound_of, meaning_of, shapes_of
 from zanalysis.reporting.text import number, visible
-from zanalysis.reporting.thinning import thinned
+from zanalysis.reporting.thinning import sampled, thinned
 from zanalysis.runfile.schema import STATUSES, Series
 from zanalysis.watching.follower import Look
 from zanalysis.watching.history import History
 
 __all__ = [
+    "NOW",
     "Cell",
     "Curve",
     "Grid",
@@ -32,6 +33,9 @@ __all__ = [
 
 _BARS = "▁▂▃▄▅▆▇"  # no full block, which would touch the row above
 _LEVEL = "─"
+
+NOW = ("step", "records", "rate", "last record")
+"""The facts that change while a run trains."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +178,8 @@ def sparkline(values: npt.NDArray[np.float64], width: int) -> str:
         width: how many characters at most.
 
     Returns:
-        One character for each number, or for each of `width` stretches, of which the last number is shown; a plain
-        line where all are the same.
+        One character for each number, or for `width` of them, evenly spread, the first and the last among them; a
+        plain line where all are the same.
 
     Example:
         >>> sparkline(np.array([1.0, 2.0, 4.0, np.nan, 8.0]), 8)
@@ -186,8 +190,7 @@ def sparkline(values: npt.NDArray[np.float64], width: int) -> str:
     if not len(values) or width < 1:
         return ""
     if len(values) > width:
-        ends = np.linspace(0, len(values), width + 1)[1:].astype(int) - 1
-        values = values[ends]
+        values = values[sampled(len(values), width)] if width > 1 else values[-1:]
     there = np.isfinite(values)
     if not there.any():
         return " " * len(values)

@@ -1,7 +1,9 @@
 """A run in the terminal, as it trains: drawn by textual, the curves by textual-plot."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from rich.text import Text
 from textual import work
 from textual.app import App, ComposeResult
@@ -11,10 +13,12 @@ from textual.content import Content
 from textual.coordinate import Coordinate
 from textual.events import Resize
 from textual.widgets import DataTable, Footer, Static
-from textual_plot import HiResMode, PlotWidget
+from textual_plot import HiResMode, NumericAxisFormatter, PlotWidget
 
+from zanalysis.reporting.text import number
 from zanalysis.watching.follower import FINISHED, GONE, SILENT, TRAINING, UNREADABLE, WAITING, Follower, Look
 from zanalysis.watching.picture import (
+    NOW,
     Cell,
     Curve,
     Grid,
@@ -49,12 +53,14 @@ class Arrangement(NamedTuple):
         name: characters of a layer's name.
         curves: how many charts stand side by side.
         events: how many lines of events.
+        facts: how many lines of facts stand below the state.
     """
 
     parts: int
     name: int
     curves: int
     events: int
+    facts: int
 
 
 def arranged(width: int, height: int, metrics: int, longest: int) -> Arrangement:
@@ -75,8 +81,9 @@ def arranged(width: int, height: int, metrics: int, longest: int) -> Arrangement
     parts = 3 if room >= widths[2] else 2 if room >= widths[1] else 1
     if parts == 1 and metrics > 1 and width >= name + widths[2] + 4:
         parts = 3  # not all metrics have room whatever is left out: the table is moved sideways
-    curves = 0 if height < 20 or width < 40 else 1 if width < 100 else 2
-    return Arrangement(parts, name, curves, 0 if height < 16 else 1 if height < 30 else 3)
+    curves = 0 if height < 22 or width < 40 else 1 if width < 100 else 2
+    facts = 1 if height < 16 else 2 if height < 24 else 3
+    return Arrangement(parts, name, curves, 0 if height < 16 else 1 if height < 30 else 3, facts)
 
 
 class Screen(App[None]):
@@ -86,7 +93,8 @@ class Screen(App[None]):
     #head { height: auto; padding: 0 1; }
     #table { height: 1fr; min-height: 4; }
     #charts { height: 45%; min-height: 9; }
-    #charts PlotWidget { width: 1fr; border: round $secondary; border-title-color: $text; }
+    #charts PlotWidget { width: 1fr; border: round $secondary; border-title-color: $text;
+        border-subtitle-color: $text-muted; }
     #charts PlotWidget > .plot--tick { color: $text-muted; text-style: none; }
     #charts PlotWidget > .plot--axis { color: $text-muted; }
     #charts PlotWidget > .plot--label { color: $text-muted; text-style: none; }
@@ -137,6 +145,8 @@ class Screen(App[None]):
         """Begin to follow."""
         self.theme = "textual-dark"
         self.query_one(DataTable).focus()
+        for plot in self.query(PlotWidget):
+            plot.margin_top, plot.margin_bottom = 1, 2
         self.look()
         self.set_interval(self._poll, self.look)
 
@@ -177,13 +187,13 @@ class Screen(App[None]):
         look = self.shown
         if look is None:
             return
-        self.query_one("#head", Static).update(_head(look))
         grid = self._grid if look.history is None else grid_of(look.history.series)
         longest = max(map(len, grid.rows), default=5)
         arrangement = arranged(self.size.width, self.size.height, len(grid.columns), longest)
         if (look.era, arrangement.parts, arrangement.name) != self._laid_out:
             self._lay_out(grid, arrangement)
             self._laid_out = (look.era, arrangement.parts, arrangement.name)
+        self.query_one("#head", Static).update(_head(look, arrangement.facts, self.size.width - 2))
         cursor = self.query_one(DataTable).cursor_coordinate
         drawn = (look.change, cursor, arrangement, self._curves_wanted, self._logged, self.size)
         if drawn == self._drawn:
@@ -247,20 +257,77 @@ class Screen(App[None]):
             _plot(plot, curve)
 
 
-def _head(look: Look) -> Text:
-    text = Text(look.path.name, style="bold")
-    text.append("  ")
+def _head(look: Look, lines: int, width: int) -> Text:
+    """Say in which state a run is.
+
+    Args:
+        look: what was found.
+        lines: of facts at most; what was trained is left out first, then the logged scalars.
+        width: characters of a line; facts that it has no room for are left out.
+
+    Returns:
+        The text.
+    """
+    text = Text()
+    text.append(shortened(look.path.name, max(8, width - len(look.state) - 2)) + "  ", "bold")
     text.append(look.state, _STYLES[look.state])
     if look.detail:
         text.append(f" ({look.detail})")
     facts = facts_of(look)
-    for line in (facts[:4], facts[4:], logged_facts(look.history)[:8] if look.history else []):
-        if line:
-            text.append("\n")
+    now = [fact for fact in facts if fact[0] in NOW]
+    logged = logged_facts(look.history) if look.history else []
+    shown = [now, [fact for fact in facts if fact not in now], logged] if lines > 2 else [now, logged][:lines]
+    for line in filter(None, shown):
+        text.append("\n")
+        left = width
         for i, (name, fact) in enumerate(line):
-            text.append(("   " if i else "") + name + " ", "dim")
+            words = ("   " if i else "") + name + " "
+            left -= len(words) + len(fact)
+            if left < 0 and i:
+                break
+            text.append(words, "dim")
             text.append(fact)
     return text
+
+
+class _Ticks(NumericAxisFormatter):
+    """Ticks that read as numbers do elsewhere on the screen; whole ones where something is counted."""
+
+    def __init__(self, whole: bool, most: int) -> None:
+        """Say what the axis shows.
+
+        Args:
+            whole: whether it counts something.
+            most: ticks that there is room for.
+        """
+        self.whole, self.most = whole, most
+
+    def get_ticks(self, min_: float, max_: float, max_ticks: int = 8) -> list[float]:
+        """Choose the ticks.
+
+        Args:
+            min_: where the axis begins.
+            max_: where it ends.
+            max_ticks: how many at most.
+
+        Returns:
+            The ticks, increasing.
+        """
+        ticks = super().get_ticks(min_, max_, max_ticks)
+        if self.whole:
+            ticks = sorted({float(round(tick)) for tick in ticks if min_ <= round(tick) <= max_})
+        return ticks[:: max(1, -(-len(ticks) // self.most))]
+
+    def get_labels_for_ticks(self, ticks: Sequence[float]) -> list[str]:
+        """Write the ticks.
+
+        Args:
+            ticks: the ticks.
+
+        Returns:
+            One label each.
+        """
+        return [number(float(f"{tick:.9g}")) for tick in ticks]
 
 
 def _heading(name: str, parts: int) -> Text:
@@ -288,14 +355,16 @@ def _shown(cell: Cell, parts: int, width: int) -> Text:
 
 def _plot(plot: PlotWidget, curve: Curve) -> None:
     plot.border_title = Content(curve.title)
+    plot.border_subtitle = Content(f"{curve.unit}, over optimizer steps")
     plot.clear()
-    finite = curve.y[~(curve.y != curve.y)]
+    plot.set_y_formatter(_Ticks(curve.whole, max(2, (plot.size.height - 5) // 2)))
+    plot.set_x_formatter(_Ticks(True, max(2, plot.size.width // 12)))
+    finite = curve.y[np.isfinite(curve.y)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
     plot.set_ylimits(low - margin, high + margin)
     start, end = (float(curve.x[0]), float(curve.x[-1])) if len(curve.x) else (0.0, 1.0)
     plot.set_xlimits(start, end if end > start else start + 1)
-    plot.set_xlabel("optimizer steps")
     for x, y in curve.drawn:
         if len(x) == 1:
             plot.scatter(x, y, marker_style="cyan", hires_mode=HiResMode.BRAILLE)
