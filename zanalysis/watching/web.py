@@ -14,9 +14,11 @@ import numpy as np
 from bokeh.application import Application
 from bokeh.application.handlers import FunctionHandler
 from bokeh.document import Document
+from bokeh.events import ClientReconnected, ConnectionLost
 from bokeh.layouts import column, row
 from bokeh.models import AllIndices, CDSView, ColumnDataSource, PlainText
 from bokeh.models.annotations import Title
+from bokeh.models.callbacks import SetValue
 from bokeh.models.widgets import DataTable, Div, Select, StringFormatter, TableColumn
 from bokeh.plotting import figure
 from bokeh.server.server import BaseServer
@@ -49,6 +51,10 @@ ADDRESS = "127.0.0.1"
 _COLORS = {"training": "#1a7f37", "finished": "#0b6bcb", "writer gone": "#c62828", "unreadable": "#c62828"}
 _OTHER_COLOR = "#8a5a00"
 _LINE = "#0b6bcb"
+_LOST = (
+    "<b style='color:#c62828'>zanalysis watch has ended, or cannot be reached:</b> "
+    "what stands here is what was seen last."
+)
 _TREND = 16  # characters
 
 
@@ -204,6 +210,7 @@ class _Page:
     def __init__(self, document: Document, shared: _Shared) -> None:
         self._document, self._shared = document, shared
         self._head = Div(text="", disable_math=True, sizing_mode="stretch_width")
+        self._lost = Div(text=_LOST, visible=False, sizing_mode="stretch_width")
         self._source, self._view = ColumnDataSource({}), CDSView()
         self._table = column(Div(text=""), sizing_mode="stretch_width")  # until the layers are known
         self._metric = Select(title="metric of the chosen layer", options=[], min_width=160, visible=False)
@@ -221,7 +228,10 @@ class _Page:
         left = column(self._metric, self._curve.figure, sizing_mode="stretch_width", styles=half)
         right = column(self._scalar, self._logged.figure, sizing_mode="stretch_width", styles=half)
         charts = row(left, right, sizing_mode="stretch_width", styles=wrapped)
-        parts = (self._head, self._table, charts, self._events)
+        # Without scripts of its own, which the page's policy refuses.
+        self._document.js_on_event(ConnectionLost, SetValue(obj=self._lost, attr="visible", value=True))
+        self._document.js_on_event(ClientReconnected, SetValue(obj=self._lost, attr="visible", value=False))
+        parts = (self._lost, self._head, self._table, charts, self._events)
         self._document.add_root(column(*parts, sizing_mode="stretch_width"))
         for choice in (self._metric, self._scalar):
             choice.on_change("value", self._chosen)
