@@ -469,6 +469,7 @@ def test_a_missing_package_is_named(path, missing, extra, monkeypatch):
     assert extra in str(raised.value)
 
 
+@pytest.mark.slow
 def test_following_loads_no_screen():
     code = (
         "import sys, zanalysis.cli, zanalysis.watching.lines; "

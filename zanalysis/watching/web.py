@@ -228,6 +228,7 @@ class _Page:
         left = column(self._metric, self._curve.figure, sizing_mode="stretch_width", styles=half)
         right = column(self._scalar, self._logged.figure, sizing_mode="stretch_width", styles=half)
         charts = row(left, right, sizing_mode="stretch_width", styles=wrapped)
+        self._document.config.notify_connection_status = False  # the line above the page says it
         # Without scripts of its own, which the page's policy refuses.
         self._document.js_on_event(ConnectionLost, SetValue(obj=self._lost, attr="visible", value=True))
         self._document.js_on_event(ClientReconnected, SetValue(obj=self._lost, attr="visible", value=False))
