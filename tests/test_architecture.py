@@ -40,6 +40,12 @@ def test_each_library_stays_in_its_room(name):
         ("zanalysis/figures.py", "zanalysis/figures_experiments.py", "zanalysis/reporting/")
     ):
         assert not used & {"matplotlib", "seaborn", "plotly", "jinja2"}
+    if name != "zanalysis/watching/terminal.py":
+        assert not used & {"textual", "textual_plot"}
+    if name != "zanalysis/watching/web.py":
+        assert not used & {"bokeh", "tornado"}
+    if name != "zanalysis/labelled.py" and name != "zanalysis/runfile/reader.py":  # which names the type
+        assert "xarray" not in used
     if name.startswith("zanalysis/") and not name.startswith(("zanalysis/experiments/", "zanalysis/cli.py")):
         assert "hooks" not in used
     if name.startswith("zanalysis/analyzers/"):

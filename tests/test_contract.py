@@ -83,7 +83,6 @@ def test_attaching_loads_no_plotting_and_no_pandas():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: za.to_xarray(None),
         lambda: za.verify_glrl(None),
     ],
 )

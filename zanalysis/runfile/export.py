@@ -2,17 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zanalysis.errors import InputError, NotBuiltYetError, RunFileError, did_you_mean
+from zanalysis.errors import InputError, RunFileError, did_you_mean
 from zanalysis.runfile.reader import Run, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FORMATS", "export_tables", "tables_of", "to_xarray"]
+__all__ = ["FORMATS", "export_tables", "tables_of"]
 
 FORMATS = ("csv", "parquet")
 
@@ -116,15 +116,3 @@ def _spectra(run: Run) -> "pd.DataFrame | None":
         return None
     table = pd.concat(parts, ignore_index=True)
     return table.sort_values(["step", "layer", "tensor", "reference", "index"], ignore_index=True)
-
-
-def to_xarray(run: Run) -> Any:
-    """Return the run as an xarray dataset with named dimensions.
-
-    Args:
-        run: an open run.
-
-    Raises:
-        NotBuiltYetError: always, in this version.
-    """
-    raise NotBuiltYetError("to_xarray")
