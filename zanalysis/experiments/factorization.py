@@ -118,7 +118,7 @@ def product(factors: Sequence[Array]) -> Array:
     return reduce(lambda done, factor: factor @ done, factors)
 
 
-def target_of(values: Sequence[float], rows: int, columns: int, seed: int = 0) -> Array:
+def target_of(values: npt.ArrayLike, rows: int, columns: int, seed: int = 0) -> Array:
     """Return a matrix of given singular values, with random singular vectors.
 
     Args:
@@ -132,8 +132,9 @@ def target_of(values: Sequence[float], rows: int, columns: int, seed: int = 0) -
     """
     rng = np.random.default_rng(seed)
     left, right = _orthogonal(rng, rows), _orthogonal(rng, columns)
-    k = len(values)
-    return (left[:, :k] * np.asarray(values, float)) @ right[:, :k].T
+    kept = np.asarray(values, float)
+    k = len(kept)
+    return np.asarray((left[:, :k] * kept) @ right[:, :k].T)
 
 
 def _orthogonal(rng: np.random.Generator, n: int) -> Array:
@@ -343,7 +344,7 @@ def emergence_time(value: float, start: float, fraction: float, depth: int = 2) 
     return float(quad(slowness, np.log(start), np.log(reached), limit=200)[0])
 
 
-def exact_modes(values: Sequence[float], start: float, times: Array) -> Array:
+def exact_modes(values: npt.ArrayLike, start: float, times: npt.ArrayLike) -> Array:
     """Return the exact solution of a network of two layers, from a balanced, aligned start.
 
     `u(t) = s e^{2st} / (e^{2st} − 1 + s/u_0)` (Saxe et al. 2014, arXiv 1312.6120).

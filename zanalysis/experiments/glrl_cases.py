@@ -1,7 +1,8 @@
 """Spectra over time of which it is known whether they show greedy low-rank learning.
 
 Each kind is a function of a random generator that gives a `Case`: sizes, depths, scales, learning rates,
-schedules, noise and the number of singular values kept are drawn anew. What is expected follows from how a case was made:
+schedules, noise and the number of singular values kept are drawn anew. What is expected follows from how a case
+was made:
 
 - ``"holds"``: infinitesimal starts of depth 2 to 4, of which the theory says that singular values emerge apart.
 - ``"not"``: anything but ``"holds"`` is right: large starts, plain linear maps, noise, what falls or rises together.
@@ -10,7 +11,7 @@ schedules, noise and the number of singular values kept are drawn anew. What is 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,16 @@ Reference = Literal["init", "none"]
 Rng = np.random.Generator
 
 
+class Made(NamedTuple):
+    """A spectrum over time, as a `Case` has it."""
+
+    steps: npt.NDArray[np.int64]
+    values: Array
+    shape: tuple[int, int]
+    reference: Reference
+    clock: Array | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """One spectrum over time, and what is known of it.
@@ -43,6 +54,7 @@ class Case:
         values: `[T, k]`, NaN-padded.
         shape: of the matrix.
         reference: what was subtracted.
+        clock: the sum of the learning rates, `[T]`, where it is told.
     """
 
     kind: str
@@ -51,6 +63,7 @@ class Case:
     values: Array
     shape: tuple[int, int]
     reference: Reference = "init"
+    clock: Array | None = None
 
 
 def case_of(kind: str, seed: int) -> Case:
@@ -65,20 +78,18 @@ def case_of(kind: str, seed: int) -> Case:
     """
     make, expected = KINDS[kind]
     rng = np.random.default_rng([seed, *kind.encode()])
-    steps, values, shape, reference = make(rng)
+    made = make(rng)
+    values = made.values
     if rng.random() < 0.3 and values.shape[1] > 6:  # what a tracker leaves out
         values = values[:, : rng.integers(6, values.shape[1])]
     if rng.random() < 0.3:  # a dropped record, and a layer that was not finite at one step
         values = values.copy()
         values[rng.integers(1, len(values) - 1)] = np.nan
-    return Case(kind, expected, steps, values, shape, reference)
-
-
-Made = tuple[npt.NDArray[np.int64], Array, tuple[int, int], Reference]
+    return Case(kind, expected, made.steps, values, made.shape, made.reference, made.clock)
 
 
 def _schedule(rng: Rng, last: int) -> npt.NDArray[np.int64]:
-    """Draw the recorded steps: evenly spaced, or evenly on a logarithmic axis."""
+    # Draw the recorded steps: evenly spaced, or evenly on a logarithmic axis.
     if rng.random() < 0.7:
         return np.unique(np.arange(0, last + 1, max(1, last // int(rng.integers(60, 240)))))
     return np.unique(np.r_[0, np.round(np.geomspace(1, last, int(rng.integers(120, 240))))].astype(np.int64))
@@ -90,9 +101,13 @@ def _size(rng: Rng) -> tuple[int, int]:
 
 
 def _values(rng: Rng, least: float = 1.6, most: float = 2.4, few: int = 2, many: int = 4) -> Array:
-    """Draw singular values that are apart: each least to most times the next, the largest about 4."""
+    # Draw singular values that are apart: each least to most times the next, the largest about 4.
     ratios = rng.uniform(least, most, int(rng.integers(few, many + 1)) - 1)
     return np.asarray(rng.uniform(3, 5) / np.r_[1, np.cumprod(ratios)])
+
+
+def _target(rng: Rng, values: Array, rows: int, columns: int) -> Array:
+    return target_of(values, rows, columns, int(rng.integers(1 << 30)))
 
 
 def _run(rng: Rng, layer: int | None, reference: Reference, **settings: object) -> Made:
@@ -101,7 +116,7 @@ def _run(rng: Rng, layer: int | None, reference: Reference, **settings: object) 
     record: Descent = descend(system, lambda step: step in steps)
     shape = system.target.shape if layer is None else record.factors[0][layer].shape
     values = record.spectra(layer, "init" if reference == "init" else None)
-    return record.steps, values, (int(shape[0]), int(shape[1])), reference
+    return Made(record.steps, values, (int(shape[0]), int(shape[1])), reference)
 
 
 def _length(values: Array, scale: float, depth: int, rate: float) -> int:
@@ -117,7 +132,7 @@ def _small(depth: int, start: str, layered: bool = True, **more: object) -> Call
         # Deeper products wait longer by far: u_0^{-(1 - 2/N)}; their starts need not be as small.
         scale = 10.0 ** -rng.uniform(*{2: (5, 9), 3: (3, 4.5), 4: (2.5, 3.3)}[depth])
         rate = rng.uniform(0.3, 1.0) * 0.1 / (depth * values[0] ** (2 - 2 / depth))
-        target = target_of(values, rows, columns, int(rng.integers(1 << 30)))
+        target = _target(rng, values, rows, columns)
         settings: dict[str, object] = {
             "target": target, "depth": depth, "start": start, "scale": scale, "rate": rate,
             "steps": min(20_000, (depth - 1) * _length(values, scale, depth, rate)),
@@ -136,7 +151,7 @@ def _small(depth: int, start: str, layered: bool = True, **more: object) -> Call
 
 
 def _exact(rng: Rng) -> Made:
-    """The exact solution itself, with a little multiplicative noise."""
+    # The exact solution itself, with a little multiplicative noise.
     values, shape = _values(rng), _size(rng)
     start = 10.0 ** -rng.uniform(4, 9)
     last = _length(values, start, 2, 0.01)
@@ -145,15 +160,15 @@ def _exact(rng: Rng) -> Made:
     padded = np.full((len(steps), min(shape)), start)
     padded[:, : len(values)] = modes
     noise = rng.standard_normal(padded.shape) * 10.0 ** -rng.uniform(2, 6)
-    return steps, -np.sort(-np.abs(padded * (1 + noise)), axis=1), shape, "none"
+    return Made(steps, -np.sort(-np.abs(padded * (1 + noise)), axis=1), shape, "none")
 
 
 def _plain_linear(spread: bool) -> Callable[[Rng], Made]:
-    """Depth 1: distinct singular values, all learned at once; with inputs of distinct variances, at distinct rates."""
+    # Depth 1: distinct singular values, all learned at once; with inputs of distinct variances, at distinct rates.
 
     def make(rng: Rng) -> Made:
         values, (rows, columns) = _values(rng, many=6), _size(rng)
-        target = target_of(values, rows, columns, int(rng.integers(1 << 30)))
+        target = _target(rng, values, rows, columns)
         variances = None
         if spread:
             variances = 10.0 ** -np.sort(rng.uniform(0, rng.uniform(0.5, 2.5), columns))
@@ -170,14 +185,26 @@ def _plain_linear(spread: bool) -> Callable[[Rng], Made]:
     return make
 
 
+def _warm_up(rng: Rng) -> Made:
+    # Plain linear at distinct rates under a warm-up, with the learning rate logged: the clock unbends it.
+    shape, records, few = _size(rng), int(rng.integers(60, 240)), int(rng.integers(2, 7))
+    time, warm = np.linspace(0, 1, records), rng.uniform(0.05, 0.6)
+    clock = np.where(time < warm, time**2 / (2 * warm), time - warm / 2)
+    rates = 10.0 ** np.sort(rng.uniform(-rng.uniform(0.5, 2), 0, few))[::-1]
+    clock = clock / clock[-1] * 4 / rates[-1]
+    values = np.zeros((records, min(shape)))
+    values[:, :few] = -np.sort(-rng.uniform(0.5, 4, few)) * (1 - np.exp(-rates * clock[:, None]))
+    return Made(np.arange(records) * 10, -np.sort(-values, axis=1), shape, "init", clock)
+
+
 def _large(reference: Reference) -> Callable[[Rng], Made]:
-    """Large random starts: every direction is there from the first step on."""
+    # Large random starts: every direction is there from the first step on.
 
     def make(rng: Rng) -> Made:
         depth, (rows, columns) = int(rng.integers(2, 5)), _size(rng)
         values = _values(rng)
         return _run(
-            rng, int(rng.integers(depth)), reference, target=target_of(values, rows, columns, int(rng.integers(1 << 30))),
+            rng, int(rng.integers(depth)), reference, target=_target(rng, values, rows, columns),
             depth=depth, start="gaussian", scale=rng.uniform(20, 100), rate=1e-4, steps=2000,
             width=int(rng.integers(24, 40)),
         )  # fmt: skip
@@ -188,9 +215,13 @@ def _large(reference: Reference) -> Callable[[Rng], Made]:
 def _identity_raw(rng: Rng) -> Made:
     values, n = _values(rng), int(rng.integers(8, 25))
     return _run(
-        rng, 1, "none", target=target_of(values, n, n, int(rng.integers(1 << 30))), depth=3, start="identity",
+        rng, 1, "none", target=_target(rng, values, n, n), depth=3, start="identity",
         scale=1.0, rate=0.003, steps=2000,
     )  # fmt: skip
+
+
+def _singular_values(matrices: Array) -> Array:
+    return np.asarray(np.linalg.svd(matrices, compute_uv=False), float)
 
 
 def _noise(rng: Rng) -> Made:
@@ -200,28 +231,28 @@ def _noise(rng: Rng) -> Made:
     for t in range(1, records):
         fresh[t] = memory * fresh[t - 1] + np.sqrt(1 - memory**2) * fresh[t]
     base = rng.uniform(0, 3) * rng.standard_normal(shape)
-    return np.arange(records) * 10, np.linalg.svd(base + fresh, compute_uv=False), shape, "none"
+    return Made(np.arange(records) * 10, _singular_values(base + fresh), shape, "none")
 
 
 def _random_walk(rng: Rng) -> Made:
     shape, records = _size(rng), int(rng.integers(25, 240))
     steps = np.cumsum(rng.standard_normal((records, *shape)), axis=0)
     steps -= steps[0]
-    return np.arange(records) * 10, np.linalg.svd(steps, compute_uv=False), shape, "init"
+    return Made(np.arange(records) * 10, _singular_values(steps), shape, "init")
 
 
 def _walking_values(rng: Rng) -> Made:
-    """Singular values that wander up independently of each other."""
+    # Singular values that wander up independently of each other.
     shape, records = _size(rng), int(rng.integers(25, 240))
     values = np.cumsum(np.abs(rng.standard_normal((records, min(shape)))), axis=0) * rng.uniform(
         0.2, 1, min(shape)
     )
     values = np.r_[np.zeros((1, min(shape))), values[:-1]]
-    return np.arange(records) * 10, -np.sort(-values, axis=1), shape, "init"
+    return Made(np.arange(records) * 10, -np.sort(-values, axis=1), shape, "init")
 
 
 def _profile(rng: Rng, records: int) -> Array:
-    """Draw how far a rise has come at each record, from 0 to 1."""
+    # Draw how far a rise has come at each record, from 0 to 1.
     t = np.linspace(0, 1, records)
     shapes = [
         t, np.sqrt(t), t**2, 1 - np.exp(-5 * t),
@@ -240,7 +271,7 @@ def _together(noise: bool) -> Callable[[Rng], Made]:
         values = _profile(rng, records)[:, None] * final
         if noise:
             values = values + 10.0 ** -rng.uniform(1, 3) * rng.standard_normal(values.shape)
-        return np.arange(records) * 10, -np.sort(-np.abs(values), axis=1), shape, "init"
+        return Made(np.arange(records) * 10, -np.sort(-np.abs(values), axis=1), shape, "init")
 
     return make
 
@@ -250,7 +281,7 @@ def _falling(rng: Rng) -> Made:
     start = -np.sort(-rng.uniform(0.5, 3, min(shape)))
     rates = np.linspace(rng.uniform(0, 1), rng.uniform(1, 5), min(shape))
     values = start * np.exp(-rates * np.linspace(0, 1, records)[:, None])
-    return np.arange(records) * 10, values, shape, "none"
+    return Made(np.arange(records) * 10, values, shape, "none")
 
 
 def _jump(rng: Rng) -> Made:
@@ -258,30 +289,32 @@ def _jump(rng: Rng) -> Made:
     final = -np.sort(-rng.uniform(0.5, 3, min(shape)))
     values = np.where(np.arange(records)[:, None] > int(rng.integers(2, records - 3)), final, 1e-6 * final)
     wobble = 1 + 1e-3 * np.cumsum(rng.standard_normal(values.shape), axis=0) / np.sqrt(records)
-    return np.arange(records) * int(rng.choice([1, 10])), -np.sort(-values * wobble, axis=1), shape, "init"
+    return Made(
+        np.arange(records) * int(rng.choice([1, 10])), -np.sort(-values * wobble, axis=1), shape, "init"
+    )
 
 
 def _rank_one(rng: Rng) -> Made:
     rows, columns = _size(rng)
     return _run(
-        rng, int(rng.integers(2)), "init", target=target_of([rng.uniform(1, 4)], rows, columns, int(rng.integers(1 << 30))),
+        rng, int(rng.integers(2)), "init", target=_target(rng, rng.uniform(1, 4, 1), rows, columns),
         depth=2, start="balanced", scale=1e-5, rate=0.02, steps=1000,
     )  # fmt: skip
 
 
 def _short(rng: Rng) -> Made:
-    steps, values, shape, reference = _small(2, "balanced")(rng)
+    steps, values, shape, reference, _ = _small(2, "balanced")(rng)
     few = int(rng.integers(3, 20))
     chosen = np.unique(np.linspace(0, len(steps) - 1, few).astype(int))
-    return steps[chosen], values[chosen], shape, reference
+    return Made(steps[chosen], values[chosen], shape, reference)
 
 
 def _coarse(rng: Rng) -> Made:
-    """Everything happens between two records."""
-    steps, values, shape, reference = _small(2, "balanced")(rng)
+    # Everything happens between two records.
+    steps, values, shape, reference, _ = _small(2, "balanced")(rng)
     long = np.r_[values[:1], np.repeat(values[-1:], 40, axis=0)]
     wobble = 1 + 1e-3 * rng.standard_normal(long.shape)
-    return np.arange(41) * int(steps[-1]), -np.sort(-long * wobble, axis=1), shape, reference
+    return Made(np.arange(41) * int(steps[-1]), -np.sort(-long * wobble, axis=1), shape, reference)
 
 
 def _dead(rng: Rng) -> Made:
@@ -290,7 +323,7 @@ def _dead(rng: Rng) -> Made:
     values = np.repeat(spectrum[None], records, axis=0)
     if rng.random() < 0.5:
         values[0] = 0.0
-    return np.arange(records) * 10, values, shape, "init"
+    return Made(np.arange(records) * 10, values, shape, "init")
 
 
 KINDS: dict[str, tuple[Callable[[Rng], Made], Expected]] = {
@@ -305,6 +338,7 @@ KINDS: dict[str, tuple[Callable[[Rng], Made], Expected]] = {
     "depth 2, product read raw": (_small(2, "gaussian", layered=False), "holds"),
     "plain linear": (_plain_linear(spread=False), "not"),
     "plain linear, distinct rates": (_plain_linear(spread=True), "not"),
+    "plain linear, warm-up, rate logged": (_warm_up, "not"),
     "large start, update": (_large("init"), "not"),
     "large start, raw": (_large("none"), "not"),
     "identity read raw": (_identity_raw, "not"),

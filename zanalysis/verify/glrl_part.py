@@ -8,11 +8,23 @@ import pandas as pd
 
 from zanalysis.verify.glrl_criteria import NECESSARY, Criteria, Finding
 from zanalysis.verify.glrl_trajectory import Trajectory, trajectory_of
+from zanalysis.verify.glrl_words import RECORD, against, reasons, story, warnings
 from zanalysis.verify.verdict import Judgement, Verdict
 
 __all__ = ["EVIDENCE", "LEAST_RECORDS", "LEAST_SIDE", "dead", "judge_spectrum"]
 
-EVIDENCE = ["layer", "reference", "criterion", "index", "value", "low", "high", "null", "confidence", "verdict"]
+EVIDENCE = [
+    "layer",
+    "reference",
+    "criterion",
+    "index",
+    "value",
+    "low",
+    "high",
+    "null",
+    "confidence",
+    "verdict",
+]
 """Columns of the evidence: a row for each criterion, and one for each singular value that emerges.
 
 `index` is the singular value that a row is about, from 0, and -1 where it is about all. Of ``emergence`` value, low and
@@ -24,7 +36,6 @@ LEAST_RECORDS = 20
 LEAST_SIDE = 8
 
 _STILL = 1e-4
-_RECORD = "record it with RankTracker(…, metrics=(…, 'singular_values'), schedule=logspaced(20))"
 
 
 def judge_spectrum(
@@ -36,6 +47,7 @@ def judge_spectrum(
     reference: str = "init",
     start: str = "other",
     recorded_rank: npt.ArrayLike | None = None,
+    clock: npt.ArrayLike | None = None,
     caveats: Sequence[str] = (),
 ) -> Verdict:
     """Judge whether one spectrum over time shows greedy low-rank learning.
@@ -51,6 +63,7 @@ def judge_spectrum(
         reference: the name of what was subtracted, ``"none"`` for nothing.
         start: how the layer started, as a run file says it.
         recorded_rank: the stable rank, `[T]`, where it was recorded beside the spectrum.
+        clock: the sum of the learning rates up to each record, `[T]`; the steps themselves if None.
         caveats: sentences to add to the reasons.
 
     Returns:
@@ -67,12 +80,12 @@ def judge_spectrum(
         >>> judge_spectrum(steps, values[:, :1] * [3, 2, 1, 0, 0, 0, 0, 0], (8, 8)).verdict
         'violated'
     """
-    trajectory = trajectory_of(steps, values, shape, recorded_rank)
-    where = f"{layer} {_against(reference)}"
+    trajectory = trajectory_of(steps, values, shape, recorded_rank, clock)
+    where = f"{layer} {against(reference)}"
     if len(trajectory.steps) < LEAST_RECORDS:
         why = (
             f"{where}: a spectrum is recorded at {len(trajectory.steps)} steps, too few to tell; "
-            f"at least {LEAST_RECORDS} are needed: {_RECORD}."
+            f"at least {LEAST_RECORDS} are needed: {RECORD}."
         )
         return Verdict(where, "inconclusive", None, None, why, _table((), layer, reference))
     if dead(trajectory):
@@ -84,8 +97,8 @@ def judge_spectrum(
     criteria = Criteria(trajectory)
     findings = list(criteria.findings())
     verdict = _overall(findings)
-    sentences = [_story(where, criteria, findings), *_reasons(verdict, criteria, findings, reference)]
-    sentences += [*_warnings(criteria, findings, reference, start), *caveats]
+    sentences = [story(where, criteria), *reasons(verdict, criteria, findings)]
+    sentences += [*warnings(criteria, reference, start), *caveats]
     stairs = criteria.staircase
     return Verdict(
         where,
@@ -95,10 +108,6 @@ def judge_spectrum(
         " ".join(sentences),
         _table(findings, layer, reference),
     )
-
-
-def _against(reference: str) -> str:
-    return "read raw" if reference == "none" else f"against {reference}"
 
 
 def dead(trajectory: Trajectory) -> bool:
@@ -124,26 +133,3 @@ def _overall(findings: Sequence[Finding]) -> Judgement:
     if "violated" in words:
         return "violated"
     return "holds" if words == {"holds"} else "inconclusive"
-
-
-def _story(where: str, criteria: Criteria, findings: Sequence[Finding]) -> str:
-    """Say in one sentence what the spectrum does."""
-    stairs, full = criteria.staircase, criteria.trajectory.full
-    tau, p_value, _ = criteria.trend
-    share = "" if np.isnan(stairs.share) else f", {100 * stairs.share:.0f} % of their rise waiting for those before"
-    return (
-        f"{where}: the stable rank goes from {criteria.start_rank:.2f} to {criteria.end_rank:.2f} of {full} "
-        f"(Kendall's τ {tau:+.2f}, p = {p_value:.2g}); {len(stairs.modes)} singular values emerge in "
-        f"{stairs.stages} stages{share} (order: p = {stairs.p_value:.2g})."
-    )
-
-
-def _reasons(
-    verdict: Judgement, criteria: Criteria, findings: Sequence[Finding], reference: str
-) -> list[str]:
-    """Say which criteria are refuted, or what would settle those that are open."""
-    return []
-
-
-def _warnings(criteria: Criteria, findings: Sequence[Finding], reference: str, start: str) -> list[str]:
-    return []

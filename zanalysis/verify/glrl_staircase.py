@@ -8,7 +8,8 @@ For each pair of successive modes i, j = i + 1 among those that emerge (`zanalys
 - *waiting*: by then mode j has come at most `PATIENT` of what it would have come had it grown steadily from
   the first record to its own time of emergence. A mode of a plain linear model has come more, for its progress
   `1 − e^{−λt}` is concave, however far apart the rates λ are: all modes start at once, and converge one after
-  another. This does depend on the clock, which is the optimizer's steps, though not on its unit.
+  another. This does depend on the clock, though not on its unit: the optimizer's steps, or where it is known the sum
+  of the learning rates. A warm-up as long as the emergence bends steady growth into waiting, if only steps are known.
 
 A pair that is both is a step of the staircase. Modes with (nearly) equal singular values form one stage, so not
 every pair needs to be a step.
@@ -24,7 +25,7 @@ from zanalysis.verify.glrl_trajectory import Trajectory
 __all__ = ["PATIENT", "F", "Pair", "S", "Staircase", "order_p_value", "staircase_of"]
 
 S, F = 0.25, 0.75
-PATIENT = 0.5
+PATIENT = 0.4
 PERMUTATIONS = 999
 BLOCKS_PER_MODE, LEAST_BLOCKS = 6, 24
 SHARP = 0.5
@@ -121,7 +122,8 @@ def _pair(trajectory: Trajectory, i: int, times: npt.NDArray[np.float64]) -> Pai
     j, progress, steps = i + 1, trajectory.progress, trajectory.steps
     emerged, other = times[i, 2], times[j, 2]
     overlap = float(np.interp(emerged, steps, progress[:, j]))
-    steady = F * (emerged - steps[0]) / (other - steps[0])
+    begun, then, later = np.interp([steps[0], emerged, other], steps, trajectory.ticks)
+    steady = F * (then - begun) / (later - begun)
     after = trajectory.record_at(i, F)
     # Most of both rises within one interval of more than one step: what happened in between is unknown.
     jumps = progress[after] - progress[after - 1]
@@ -131,9 +133,9 @@ def _pair(trajectory: Trajectory, i: int, times: npt.NDArray[np.float64]) -> Pai
         int(modes[i]),
         int(modes[j]),
         overlap,
-        overlap / steady,
+        float(overlap / steady),
         float(trajectory.rises[modes[j]]),
-        not hidden,
+        not bool(hidden),
         bool(trajectory.unfinished[j]),
     )
 
@@ -144,8 +146,8 @@ def order_p_value(trajectory: Trajectory, seed: int = 0) -> float:
     The record is cut into blocks of equal common progress (so the clock does not matter). Under the null
     the shares of their rises that the modes make within a block are exchangeable between modes: they are permuted
     within each block, 999 times. The statistic is `Σ_b b Σ_i w_i (i − ī) Δp_i(b)` with the modes' rises as weights,
-    large where modes of higher index rise in later blocks. Blocks, not records, are permuted, which keeps what a block's fluctuations
-    have in common; noise that is correlated over longer than a block makes the test too sure.
+    large where modes of higher index rise in later blocks. Blocks, not records, are permuted, which keeps what a
+    block's fluctuations have in common; noise that is correlated over longer than a block makes the test too sure.
 
     Args:
         trajectory: the record.

@@ -29,7 +29,7 @@ NEW = 0.5
 """Largest share of its final value that an emerging singular value may begin at."""
 
 FINISHED = 0.8
-"""How far a mode has come at nine tenths of the steps, or it has not finished."""
+"""How far a mode has come at nine tenths of the time, or it has not finished."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +41,19 @@ class Trajectory:
         values: `[T, k]`, finite, in the unit of the weights.
         shape: of the matrix, `(m, n)`.
         recorded_rank: the recorded stable rank, `[T]`, NaN where there is none; None if it was not recorded.
+        clock: the sum of the learning rates up to each record, `[T]`; None for the steps themselves.
     """
 
     steps: Array
     values: Array
     shape: tuple[int, int]
     recorded_rank: Array | None = None
+    clock: Array | None = None
+
+    @property
+    def ticks(self) -> Array:
+        """What time is counted in, `[T]`, nondecreasing."""
+        return self.steps if self.clock is None else self.clock
 
     @property
     def full(self) -> int:
@@ -115,10 +122,11 @@ class Trajectory:
     def unfinished(self) -> npt.NDArray[np.bool_]:
         """Which emerging modes still rise at the end, ever faster, so that their final values are unknown, `[q]`.
 
-        What rises as t² or more slowly has come more than `FINISHED` of its way when a tenth of the steps is left.
+        What rises as t² or more slowly has come more than `FINISHED` of its way when a tenth of the time is left.
         """
-        late = self.steps[0] + 0.9 * (self.steps[-1] - self.steps[0])
-        return np.array([np.interp(late, self.steps, column) < FINISHED for column in self.progress.T], bool)
+        ticks = self.ticks
+        late = ticks[0] + 0.9 * (ticks[-1] - ticks[0])
+        return np.array([np.interp(late, ticks, column) < FINISHED for column in self.progress.T], bool)
 
     @cached_property
     def progress(self) -> Array:
@@ -134,8 +142,8 @@ class Trajectory:
             begin: index of the first record.
 
         Returns:
-            Indices of the records at the blocks' ends, `[count + 1]` or fewer, from `begin` to the last; blocks of equal
-            length where nothing emerges.
+            Indices of the records at the blocks' ends, `[count + 1]` or fewer, from `begin` to the last; blocks of
+            equal length where nothing emerges.
         """
         last = len(self.steps) - 1
         if not len(self.emerging):
@@ -176,6 +184,7 @@ def trajectory_of(
     values: npt.ArrayLike,
     shape: tuple[int, int],
     recorded_rank: npt.ArrayLike | None = None,
+    clock: npt.ArrayLike | None = None,
 ) -> Trajectory:
     """Clean a spectrum over time.
 
@@ -184,6 +193,7 @@ def trajectory_of(
         values: `[T, k]`, NaN-padded.
         shape: of the matrix.
         recorded_rank: stable rank, `[T]`, if it was recorded beside.
+        clock: the sum of the learning rates, `[T]`, if it is known.
 
     Returns:
         The trajectory, by increasing steps, of the columns that hold anything and the records in which all of those
@@ -196,9 +206,9 @@ def trajectory_of(
     # A column that is there at one time and gone at another is a smaller matrix's padding, or damage.
     spectrum = spectrum[:, np.isfinite(spectrum).any(axis=0)]
     whole = np.isfinite(spectrum).all(axis=1) if spectrum.shape[1] else np.zeros(len(when), bool)
-    rank = None
-    if recorded_rank is not None:
-        rank = np.asarray(recorded_rank, float)[::-1][order][whole]
+    beside = [
+        None if one is None else np.asarray(one, float)[::-1][order][whole] for one in (recorded_rank, clock)
+    ]
     # Not every source sorts: a fit to a column must be one of the same place in the order.
     kept = -np.sort(-np.maximum(spectrum[whole], 0.0), axis=1)
-    return Trajectory(when[whole], kept, shape, rank)
+    return Trajectory(when[whole], kept, shape, *beside)
