@@ -220,7 +220,13 @@ class Criteria:
     def _starts_below_end(self) -> Finding:
         end = max(float(self._ends[1][0]) - 1, np.finfo(float).eps)
         finding = self._excess("starts below its end", BELOW_END, end)
-        return _unless(self.begins_late or len(self.staircase.modes) == 1, finding)
+        return _unless(self._unready(finding), finding)
+
+    def _unready(self, finding: Finding) -> bool:
+        # Nothing can be added to one direction; and what still rises has not shown where the rank will end.
+        t = self.trajectory
+        going_on = finding.verdict == "violated" and bool(t.unfinished.any())
+        return self.begins_late or len(t.emerging) == 1 or going_on
 
     def _rises(self) -> Finding:
         tau, p_value, (_, low, high) = self.trend
@@ -232,7 +238,7 @@ class Criteria:
         else:
             verdict = "inconclusive"
         finding = Finding("rises", tau, 0.0, 1 - p_value, verdict, low, high)
-        return _unless(self.begins_late or len(self.staircase.modes) == 1, finding)
+        return _unless(self._unready(finding), finding)
 
     def _gradual(self) -> Finding:
         t = self.trajectory
@@ -262,7 +268,9 @@ class Criteria:
         elif share >= STAIRS[1] and p_value < SIGNIFICANT:
             verdict = "holds"
         else:
-            verdict = "violated" if share <= STAIRS[0] else "inconclusive"
+            verdict = (
+                "violated" if share <= STAIRS[0] and stairs.refuted_share >= STAIRS[1] else "inconclusive"
+            )
         return Finding("staircase", share, 0.0, 1 - p_value, verdict, share, share)
 
     def _beside(self) -> Iterator[Finding]:
@@ -270,7 +278,7 @@ class Criteria:
         stairs = self.staircase
         yield self._leading()
         for pair in stairs.pairs:
-            word: Judgement = "holds" if pair.is_step else "violated" if pair.is_resolved else "inconclusive"
+            word: Judgement = "holds" if pair.is_step else "violated" if pair.is_refuted else "inconclusive"
             numbers = {"overlap": (pair.overlap, F), "haste": (pair.haste, 1.0)}
             for name, (value, null) in numbers.items():
                 yield Finding(name, value, null, np.nan, word, value, value, pair.second)

@@ -11,8 +11,9 @@ For each pair of successive modes i, j = i + 1 among those that emerge (`zanalys
   another. This does depend on the clock, though not on its unit: the optimizer's steps, or where it is known the sum
   of the learning rates. A warm-up as long as the emergence bends steady growth into waiting, if only steps are known.
 
-A pair that is both is a step of the staircase. Modes with (nearly) equal singular values form one stage, so not
-every pair needs to be a step.
+A pair that is both is a step of the staircase; one that is far from either (`TOGETHER`, `HASTY`) refutes it. In between lie
+singular values too close to each other to tell, which form one stage: not every pair needs to be a step. Equal
+singular values emerge together however greedy the learning, and read as such.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ __all__ = ["PATIENT", "F", "Pair", "S", "Staircase", "order_p_value", "staircase
 
 S, F = 0.25, 0.75
 PATIENT = 0.4
+TOGETHER, HASTY = 0.5, 0.8
 PERMUTATIONS = 999
 BLOCKS_PER_MODE, LEAST_BLOCKS = 6, 24
 SHARP = 0.5
@@ -42,7 +44,7 @@ class Pair:
         haste: the same, relative to steady growth; 1 or more where growth slows down from the start.
         weight: by how much the second rises, in the unit of the weights.
         is_seen: whether the record is fine enough to tell the two apart.
-        is_unfinished: whether the second still rises ever faster when the record ends.
+        is_unfinished: whether one of them still rises about as fast as ever when the record ends.
     """
 
     first: int
@@ -57,6 +59,11 @@ class Pair:
     def is_step(self) -> bool:
         """Whether the second waits for the first."""
         return self.is_seen and self.overlap <= S and self.haste <= PATIENT
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether the second did not wait."""
+        return self.is_resolved and (self.overlap >= TOGETHER or self.haste >= HASTY)
 
     @property
     def is_resolved(self) -> bool:
@@ -83,16 +90,24 @@ class Staircase:
     @property
     def share(self) -> float:
         """Share of the pairs, by weight, that are steps, among those that the record resolves; NaN if none is."""
-        resolved = sum(pair.weight for pair in self.pairs if pair.is_resolved)
-        steps = sum(pair.weight for pair in self.pairs if pair.is_step)
-        return steps / resolved if resolved else np.nan
+        return self._weighed("is_step", "is_resolved")
+
+    @property
+    def refuted_share(self) -> float:
+        """Likewise of those in which the second did not wait."""
+        return self._weighed("is_refuted", "is_resolved")
 
     @property
     def resolved_share(self) -> float:
         """Share of the pairs, by weight, that the record resolves; NaN without any pair."""
-        everything = sum(pair.weight for pair in self.pairs)
+        return self._weighed("is_resolved", "weight")
+
+    def _weighed(self, which: str, among: str) -> float:
+        everything = sum(pair.weight for pair in self.pairs if getattr(pair, among))
         return (
-            sum(pair.weight for pair in self.pairs if pair.is_resolved) / everything if everything else np.nan
+            sum(pair.weight for pair in self.pairs if getattr(pair, which)) / everything
+            if everything
+            else np.nan
         )
 
     @property
@@ -136,7 +151,7 @@ def _pair(trajectory: Trajectory, i: int, times: npt.NDArray[np.float64]) -> Pai
         float(overlap / steady),
         float(trajectory.rises[modes[j]]),
         not bool(hidden),
-        bool(trajectory.unfinished[j]),
+        bool(trajectory.unfinished[i] or trajectory.unfinished[j]),
     )
 
 

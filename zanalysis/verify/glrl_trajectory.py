@@ -28,8 +28,8 @@ OUT_OF_NOISE = 5.0
 NEW = 0.5
 """Largest share of its final value that an emerging singular value may begin at."""
 
-FINISHED = 0.8
-"""How far a mode has come at nine tenths of the time, or it has not finished."""
+FINISHED = 0.93
+"""How far a mode has come at nine tenths of the time, or it has not finished; what rises as √t has come 0.95."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +120,9 @@ class Trajectory:
 
     @cached_property
     def unfinished(self) -> npt.NDArray[np.bool_]:
-        """Which emerging modes still rise at the end, ever faster, so that their final values are unknown, `[q]`.
+        """Which emerging modes rise at the end about as fast as ever, so that their final values are unknown, `[q]`.
 
-        What rises as t² or more slowly has come more than `FINISHED` of its way when a tenth of the time is left.
+        On the first plateau of a deep network all of its modes rise so, and none has emerged yet.
         """
         ticks = self.ticks
         late = ticks[0] + 0.9 * (ticks[-1] - ticks[0])

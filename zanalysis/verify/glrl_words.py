@@ -95,7 +95,7 @@ def _refuted(finding: Finding, criteria: Criteria) -> str:
 
 
 def _together(criteria: Criteria) -> str:
-    pairs = [pair for pair in criteria.staircase.pairs if pair.is_resolved]
+    pairs = [pair for pair in criteria.staircase.pairs if pair.is_refuted]
     overlap = float(np.median([pair.overlap for pair in pairs]))
     haste = float(np.median([pair.haste for pair in pairs]))
     if overlap > S:
@@ -126,6 +126,9 @@ def _open(finding: Finding, criteria: Criteria) -> Iterator[str]:
     elif len(stairs.modes) < 2:
         few = "no singular value emerges" if not len(stairs.modes) else "only one singular value emerges"
         yield f"{few}, and nothing can come after another: record a longer training, or a task that needs more"
+    elif t.unfinished.any():
+        mode = int(t.emerging[int(t.unfinished.argmax())]) + 1
+        yield f"singular value {mode} rises about as fast as ever when the record ends: record longer"
     elif finding.criterion == "staircase":
         yield from _open_stairs(criteria)
     elif finding.criterion == "gradual":
@@ -140,13 +143,10 @@ def _open(finding: Finding, criteria: Criteria) -> Iterator[str]:
 def _open_stairs(criteria: Criteria) -> Iterator[str]:
     stairs = criteria.staircase
     hidden = [pair for pair in stairs.pairs if not pair.is_seen]
-    rising = [pair for pair in stairs.pairs if pair.is_unfinished and not pair.is_step]
     if hidden:
         where = stairs.times[list(stairs.modes).index(hidden[0].first), 1]
         yield f"several singular values emerge between two records about step {where:.0f}: record more often"
-    if rising:
-        yield f"singular value {rising[0].second + 1} still rises ever faster when the record ends: record longer"
-    if not hidden and not rising:
+    else:
         yield (
             f"{100 * stairs.share:.0f} % of what rises behind the first waits its turn (order: p = "
             f"{stairs.p_value:.2g}), which is neither one after another nor together: a smaller "
