@@ -229,7 +229,7 @@ class Criteria:
         return self.begins_late or len(t.emerging) == 1 or going_on
 
     def _rises(self) -> Finding:
-        tau, p_value, (_, low, high) = self.trend
+        tau, p_value, (_, low, high) = self.trend  # the interval of the rise, not of τ
         enough = LEAST_RISE * self.start_rank
         if tau > 0 and p_value < TREND and low > 0 and self.end_rank - self.start_rank >= enough:
             verdict: Judgement = "holds"
@@ -237,7 +237,7 @@ class Criteria:
             verdict = "violated"
         else:
             verdict = "inconclusive"
-        finding = Finding("rises", tau, 0.0, 1 - p_value, verdict, low, high)
+        finding = Finding("rises", tau, 0.0, 1 - p_value, verdict, np.nan, np.nan)
         return _unless(self._unready(finding), finding)
 
     def _gradual(self) -> Finding:
@@ -276,6 +276,9 @@ class Criteria:
     def _beside(self) -> Iterator[Finding]:
         """Yield what is measured beside the criteria that decide."""
         stairs = self.staircase
+        rise, low, high = map(float, self.trend[2])
+        sign: Judgement = "holds" if low > 0 else "violated" if high < 0 else "inconclusive"
+        yield Finding("rise of the rank", rise, 0.0, 0.95, sign, low, high)
         yield self._leading()
         for pair in stairs.pairs:
             word: Judgement = "holds" if pair.is_step else "violated" if pair.is_refuted else "inconclusive"

@@ -11,9 +11,9 @@ For each pair of successive modes i, j = i + 1 among those that emerge (`zanalys
   another. This does depend on the clock, though not on its unit: the optimizer's steps, or where it is known the sum
   of the learning rates. A warm-up as long as the emergence bends steady growth into waiting, if only steps are known.
 
-A pair that is both is a step of the staircase; one that is far from either (`TOGETHER`, `HASTY`) refutes it. In between lie
-singular values too close to each other to tell, which form one stage: not every pair needs to be a step. Equal
-singular values emerge together however greedy the learning, and read as such.
+A pair that is both is a step of the staircase; one that is far from either (`TOGETHER`, `HASTY`) refutes it. In between
+lie singular values too close to each other to tell, which form one stage: not every pair needs to be a step.
+Equal singular values emerge together however greedy the learning, and read as such.
 """
 
 from dataclasses import dataclass
