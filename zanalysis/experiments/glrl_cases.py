@@ -21,10 +21,9 @@ from zanalysis.experiments.factorization import (
     Descent,
     Factorization,
     descend,
-    emergence_time,
-    exact_modes,
     target_of,
 )
+from zanalysis.experiments.linear_modes import emergence_time, exact_modes
 
 __all__ = ["KINDS", "Case", "Expected", "case_of"]
 
