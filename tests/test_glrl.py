@@ -1,9 +1,11 @@
 """The detector of greedy low-rank learning: its numbers, its verdicts on known answers and on run files."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from torch import nn
 from typer.testing import CliRunner
 
 import zanalysis as za
-from benchmarks.glrl import confusion, shortcomings, table_of
 from hooks import RankTracker, every, logspaced
 from zanalysis.cli import app
 from zanalysis.errors import InputError
@@ -22,8 +23,15 @@ from zanalysis.runfile import RunWriter, Series, SpectrumKey
 from zanalysis.verify.glrl import CLAIM
 from zanalysis.verify.glrl_criteria import NECESSARY, gaussian_stable_rank
 from zanalysis.verify.glrl_part import EVIDENCE, judge_spectrum
-from zanalysis.verify.glrl_staircase import F, order_p_value, staircase_of
+from zanalysis.verify.glrl_staircase import F, Pair, order_p_value, staircase_of
 from zanalysis.verify.glrl_trajectory import trajectory_of
+
+# The benchmarks are no part of what is installed.
+_spec = importlib.util.spec_from_file_location(
+    "glrl_benchmark", Path(__file__).parent.parent / "benchmarks/glrl.py"
+)
+benchmark = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(benchmark)
 
 SLOW_KINDS = ("depth 2, minibatch noise",)
 STEPS = np.arange(0, 400, 4)
@@ -58,19 +66,21 @@ def test_each_kind_of_known_answer_is_judged_right(kind):
 
 @pytest.mark.slow
 def test_confusion_matrix_on_seeds_that_set_no_threshold():
-    matrix = confusion(first=1000, cases=8)
+    matrix = benchmark.confusion(first=1000, cases=8)
     assert sum(map(Counter.total, matrix.values())) >= 200
-    assert shortcomings(matrix) == []
-    assert len(table_of(matrix, "").rows) == len(KINDS) + 3
+    assert benchmark.shortcomings(matrix) == []
+    assert len(benchmark.table_of(matrix, "").rows) == len(KINDS) + 3
 
 
 def test_shortcomings_are_named():
     right = {kind: Counter({"inconclusive" if e == "inconclusive" else "holds" if e == "holds" else "violated": 10})
              for kind, (_, e) in KINDS.items()}  # fmt: skip
-    assert shortcomings(right) == []
-    assert "1 negatives hold" in shortcomings(right | {"noise": Counter(holds=1, violated=9)})[0]
-    assert "positives hold; 95 %" in shortcomings(right | {"exact solution": Counter(violated=10)})[0]
-    assert "cannot tell" in shortcomings(right | {"dead": Counter(violated=1)})[0]
+    assert benchmark.shortcomings(right) == []
+    assert "1 negatives hold" in benchmark.shortcomings(right | {"noise": Counter(holds=1, violated=9)})[0]
+    assert (
+        "positives hold; 95 %" in benchmark.shortcomings(right | {"exact solution": Counter(violated=10)})[0]
+    )
+    assert "cannot tell" in benchmark.shortcomings(right | {"dead": Counter(violated=1)})[0]
 
 
 def test_a_staircase_holds_and_every_criterion_has_its_number():
@@ -130,6 +140,19 @@ def test_a_long_warm_up_bends_them_into_waiting_unless_the_learning_rate_is_know
     haste = [found(judged(values, steps, clock=c), "haste", "value") for c in (None, clock)]
     assert haste[0] < 0.5 < 1 < haste[1]
     assert judged(values, steps, clock=clock).verdict == "violated"
+
+
+def test_a_step_is_apart_and_waits_and_only_what_is_far_from_both_is_refuted():
+    def pair(overlap, haste, seen=True, unfinished=False):
+        one = Pair(0, 1, overlap, haste, 1.0, seen, unfinished)
+        return one.is_step, one.is_refuted, one.is_resolved
+
+    assert pair(0.24, 0.39) == (True, False, True)
+    assert pair(0.27, 0.39) == (False, False, True)
+    assert pair(0.1, 0.5) == (False, False, True)
+    assert pair(0.6, 0.6) == pair(0.1, 0.9) == (False, True, True)
+    assert pair(0.6, 0.6, unfinished=True) == pair(0.1, 0.1, seen=False) == (False, False, False)
+    assert pair(0.1, 0.1, unfinished=True) == (True, False, True)  # it waited, whatever it still does
 
 
 def test_units_of_weights_and_steps_do_not_matter():
