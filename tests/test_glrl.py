@@ -23,7 +23,7 @@ from zanalysis.verify.glrl import CLAIM
 from zanalysis.verify.glrl_criteria import NECESSARY, gaussian_stable_rank
 from zanalysis.verify.glrl_part import EVIDENCE, judge_spectrum
 from zanalysis.verify.glrl_staircase import F, Pair, order_p_value, staircase_of
-from zanalysis.verify.glrl_trajectory import trajectory_of
+from zanalysis.verify.glrl_trajectory import Trajectory, trajectory_of
 
 # The benchmarks are no part of what is installed.
 _spec = importlib.util.spec_from_file_location(
@@ -152,6 +152,14 @@ def test_a_step_is_apart_and_waits_and_only_what_is_far_from_both_is_refuted():
     assert pair(0.6, 0.6) == pair(0.1, 0.9) == (False, True, True)
     assert pair(0.6, 0.6, unfinished=True) == pair(0.1, 0.1, seen=False) == (False, False, False)
     assert pair(0.1, 0.1, unfinished=True) == (True, False, True)  # it waited, whatever it still does
+
+
+def test_what_stays_in_its_noise_does_not_emerge():
+    values = stairs()
+    values[:, 3] = 0.4 * np.abs(np.random.default_rng(0).standard_normal(len(STEPS)))
+    trajectory = Trajectory(STEPS.astype(float), values, (8, 8))
+    assert trajectory.rises[3] > 0.1 * trajectory.rises.max()  # large enough to count, were it not noise
+    assert trajectory.emerging.tolist() == [0, 1, 2]
 
 
 def test_units_of_weights_and_steps_do_not_matter():

@@ -294,9 +294,9 @@ def _loss(
 ) -> torch.Tensor:
     if batch is not None:
         inputs, noise = map(torch.from_numpy, batch)
-        residual = model(inputs) - inputs @ target.T - noise
-        return residual.square().sum() / (2 * len(inputs))
-    residual = model(torch.eye(target.shape[1], dtype=target.dtype)).T - target
+        far: torch.Tensor = model(inputs) - inputs @ target.T - noise
+        return far.square().sum() / (2 * len(inputs))
+    residual: torch.Tensor = model(torch.eye(target.shape[1], dtype=target.dtype)).T - target
     if system.variances is not None:
         residual = residual * torch.from_numpy(system.variances).sqrt()
     if system.observed is not None:

@@ -63,7 +63,7 @@ class Trajectory:
     @property
     def is_cut(self) -> bool:
         """Whether fewer singular values are recorded than there are."""
-        return self.values.shape[1] < self.full
+        return bool(self.values.shape[1] < self.full)
 
     @property
     def top(self) -> float:
