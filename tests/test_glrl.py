@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import special
 from torch import nn
 from typer.testing import CliRunner
 
@@ -41,7 +42,7 @@ def stairs(middles=MIDDLES, final=FINAL, steps=STEPS, width=6.0, k=8):
     """Singular values that rise at these steps to these values, as logistic curves do."""
     values = np.zeros((len(steps), k))
     for i, (middle, value) in enumerate(zip(middles, final, strict=True)):
-        values[:, i] = value / (1 + np.exp(-(steps - middle) / width))
+        values[:, i] = value * special.expit((steps - middle) / width)
     return -np.sort(-values, axis=1)
 
 
@@ -160,6 +161,15 @@ def test_what_stays_in_its_noise_does_not_emerge():
     trajectory = Trajectory(STEPS.astype(float), values, (8, 8))
     assert trajectory.rises[3] > 0.1 * trajectory.rises.max()  # large enough to count, were it not noise
     assert trajectory.emerging.tolist() == [0, 1, 2]
+
+
+def test_an_order_that_may_be_chance_does_not_hold():
+    # Each rises between two records: few permutations differ.
+    verdict = judged(stairs((118, 282), (2.0, 1.0), width=0.1))
+    assert found(verdict, "staircase", "value") == 1
+    assert found(verdict, "staircase", "confidence") < 0.95
+    assert (found(verdict, "staircase"), verdict.verdict) == ("inconclusive", "inconclusive")
+    assert "more records" in verdict.why
 
 
 def test_units_of_weights_and_steps_do_not_matter():
