@@ -21,7 +21,7 @@ from zanalysis.experiments.factorization import (
 from zanalysis.experiments.linear_modes import emergence_time, exact_modes
 from zanalysis.verify.glrl_part import judge_spectrum
 
-# FACTS: half-rise times for s = 1 and starts of 1e-2, 1e-4, 1e-6, to their last printed digit.
+# Half-rise times for s = 1 and starts of 1e-2, 1e-4, 1e-6, to their last printed digit.
 HALF_RISE = {2: (2.30, 4.61, 6.91), 3: (3.77, 20.7, 99.1), 4: (4.68, 49.7, 499.7)}
 
 
@@ -80,7 +80,7 @@ def test_two_layers_follow_the_exact_solution():
     )
     record = descend(system, every(40))
     found = record.spectra()[:, :2]
-    # O(step), as the plain Euler method is: 0.017 at 1e-3 and s = 4 in FACTS.
+    # O(step), as the plain Euler method is: 0.017 at a step of 1e-3 and s = 4.
     assert np.abs(found - exact_modes(values, start, record.steps * rate)).max() < 0.02
     layer = record.spectra(0)[:, :2]
     np.testing.assert_allclose(layer, np.sqrt(found), rtol=1e-6)
