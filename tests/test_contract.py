@@ -80,17 +80,6 @@ def test_attaching_loads_no_plotting_and_no_pandas():
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: za.verify_glrl(None),
-    ],
-)
-def test_what_is_not_built_yet_says_so(call):
-    with pytest.raises(za.ZAnalysisError, match="does not carry it out yet"):
-        call()
-
-
 def test_no_module_hides_a_public_name():
     # Importing a module of the name of a function would put the module in the function's place.
     code = "import pkgutil, zanalysis as za; print({m.name for m in pkgutil.iter_modules(za.__path__)} & set(za._HOME))"
