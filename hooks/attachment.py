@@ -142,6 +142,11 @@ class Attachment:
                 "closed", "log() was called after the tracker was closed; nothing was recorded."
             )
 
+    def flush(self) -> None:
+        """Wait until what was recorded and logged so far is safe from a kill."""
+        if self._open:
+            self._journal.flush()
+
     def close(self) -> None:
         """Detach from the model and the optimizers, and complete and close the file. Twice is harmless."""
         if not self._open:

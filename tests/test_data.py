@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from zanalysis.errors import InputError, ZAnalysisError
-from zanalysis.experiments import data
+from zanalysis.experiments.data import idx as data
 from zanalysis.experiments.data import load
 
 SHAPES = {
