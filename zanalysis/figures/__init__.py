@@ -1,0 +1,22 @@
+"""Figures: runs, tables and results in, matplotlib Axes out; legible in print, on a screen and in grey.
+
+Without `axes=` each draws on a new sheet that pyplot does not know; `axes.figure` is it, a notebook shows it,
+and `save_figure` writes it.
+"""
+
+from zanalysis.figures.canvas import save_figure
+from zanalysis.figures.depth import figure_4
+from zanalysis.figures.tables import table_2, table_3, table_4
+from zanalysis.figures.theorem import figure_3, save_figure_3
+from zanalysis.figures.trajectories import figure_5
+
+__all__ = [
+    "figure_3",
+    "figure_4",
+    "figure_5",
+    "save_figure",
+    "save_figure_3",
+    "table_2",
+    "table_3",
+    "table_4",
+]

@@ -1,0 +1,299 @@
+"""From what a user has to what is drawn over training: runs, files, folders of an experiment and tables."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from zanalysis.analyzers.naming import Selection, selected
+from zanalysis.errors import InputError, did_you_mean
+from zanalysis.runfile.reader import Run, open_run
+
+__all__ = [
+    "NAMES",
+    "RESULTS",
+    "Labelled",
+    "Source",
+    "Sources",
+    "Trajectory",
+    "against",
+    "labelled",
+    "layers_of",
+    "maximal_rank",
+    "read_json",
+    "trajectories",
+]
+
+Source = Run | pd.DataFrame | str | os.PathLike[str]
+Sources = Source | Sequence[Source] | Mapping[str, Source | Sequence[Source]]
+Labelled = tuple[str, Run | pd.DataFrame]
+
+RESULTS = "results.json"
+NAMES = {
+    "zero": "ZerO", "kaiming": "Kaiming", "xavier": "Xavier", "fixup": "Fixup", "rezero": "ReZero",
+    "skipinit": "SkipInit", "constnet": "ConstNet", "constnet-noise": "ConstNet*", "identity": "partial identity",
+    "hadamard": "Hadamard", "random": "random",
+}  # fmt: skip
+_NEEDED = {"step", "layer", "tensor", "reference", "metric", "value"}
+_WORDS = {
+    "none": "the weight itself, W",
+    "init": r"the update since the start, $W - W_0$",
+    "identity": r"less the identity, $W - \alpha I^*$",
+}
+
+
+def against(reference: str) -> str:
+    """Say what a number is of, by the name of what was subtracted.
+
+    Args:
+        reference: as in a run's table.
+
+    Returns:
+        A clause.
+
+    Example:
+        >>> against("none")
+        'the weight itself, W'
+    """
+    return _WORDS.get(reference, f"less the reference {reference!r}")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One number over training.
+
+    Attributes:
+        label: the system.
+        layer: whose weight.
+        reference: what was subtracted.
+        steps: `[T]`, completed optimizer steps.
+        values: `[T]`, NaN where there is none.
+        statuses: `[T]`, why.
+        maximum: the most that a rank of this layer can be; NaN where the shape is not known.
+    """
+
+    label: str
+    layer: str
+    reference: str
+    steps: np.ndarray
+    values: np.ndarray
+    statuses: tuple[str, ...]
+    maximum: float
+
+
+def _folder_runs(folder: Path) -> Iterator[tuple[str, Path]]:
+    results = folder / RESULTS
+    if results.is_file():
+        said = read_json(results)
+        titles = {row["label"]: row["title"] for row in said.get("rows", [])}
+        home = _beside(results, said)
+        for name, record in said.get("trainings", {}).items():
+            label, at = name.removesuffix(f"-{record['seed']}"), record["settings"].get("at")
+            title = titles.get(label, label)
+            yield title if at is None else f"{title}, {at}", home / record["run"]
+        return
+    found = sorted(folder.glob("*.h5"))
+    if not found:
+        raise InputError(
+            f"{folder} holds neither {RESULTS} nor a run file; pass the folder of an experiment."
+        )
+    for path in found:
+        yield "", path
+
+
+def _beside(results: Path, said: Mapping[str, Any]) -> Path:
+    # A folder that was moved as a whole is read where it is.
+    named = Path(str(said.get("trainings_in", results.parent)))
+    return results.parent if named.name == results.parent.name else results.parent.parent / named.name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what an experiment left.
+
+    Args:
+        path: of a `results.json`.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        InputError: if it cannot be read, or holds something else.
+    """
+    try:
+        said = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}; expected the {RESULTS} of an experiment.") from error
+    if not isinstance(said, dict):
+        raise InputError(f"{path} holds no results; expected the {RESULTS} of an experiment.")
+    return said
+
+
+def labelled(sources: Sources) -> list[Labelled]:
+    """Open what is to be drawn, and name it.
+
+    Args:
+        sources: runs, paths of run files, folders of experiments, tables, or several of them, or a mapping that
+            names them.
+
+    Returns:
+        Pairs of a name and an open run or a table; runs of one system have the same name.
+
+    Raises:
+        InputError: if there is none, or a table lacks a column.
+    """
+    if isinstance(sources, Mapping):
+        pairs = [(label, one) for label, value in sources.items() for _, one in _opened(value)]
+        found = [(str(label), one) for label, one in pairs]
+    else:
+        found = _opened(sources)
+    if not found:
+        raise InputError("there is nothing to draw: no run was given; pass a run file or a folder of them.")
+    return found
+
+
+def _opened(sources: Source | Sequence[Source]) -> list[Labelled]:
+    several = list(sources) if isinstance(sources, list | tuple) else [sources]
+    found: list[Labelled] = []
+    for one in several:
+        if isinstance(one, pd.DataFrame):
+            if missing := sorted(_NEEDED - set(one.columns)):
+                raise InputError(
+                    f"the table has no column {missing[0]!r}; expected what run.table() or za.analyze gives."
+                )
+            found.append(("run" if len(several) == 1 else f"run {len(found) + 1}", one))
+        elif isinstance(one, Run):
+            found.append((_name(one), one))
+        elif Path(one).name == RESULTS or Path(one).is_dir():
+            folder = Path(one).parent if Path(one).name == RESULTS else Path(one)
+            for label, path in _folder_runs(folder):
+                run = open_run(path)
+                found.append((label or _name(run), run))
+        else:
+            run = open_run(one)
+            found.append((_name(run), run))
+    return _told_apart(found)
+
+
+def _told_apart(found: list[Labelled]) -> list[Labelled]:
+    """Give runs of one name and one seed the names of their files."""
+    keys = [(label, _seed(one)) for label, one in found]
+    return [
+        (label if keys.count(key) == 1 or not isinstance(one, Run) else one.path.stem, one)
+        for (label, one), key in zip(found, keys, strict=True)
+    ]
+
+
+def _name(run: Run) -> str:
+    user = run.attributes.get("user", {})
+    named = user.get("system", user.get("initialization"))
+    return NAMES.get(str(named), str(named)) if named else run.path.stem
+
+
+def _seed(source: Run | pd.DataFrame) -> Any:
+    return source.attributes.get("user", {}).get("seed", 0) if isinstance(source, Run) else id(source)
+
+
+def maximal_rank(run: Run, layer: str) -> float:
+    """Return the most that a rank of a recorded matrix can be.
+
+    Args:
+        run: the run.
+        layer: a layer's name, or that of one of its matrices.
+
+    Returns:
+        min(m, n) in the recorded view; NaN where that is not known.
+    """
+    view = run.attributes.get("view", "out")
+    for entry in run.attributes.get("layers", []):
+        shape = [int(size) for size in entry.get("shape", [])]
+        if layer != entry.get("name") and layer not in entry.get("matrices", ()) or len(shape) < 2:
+            continue
+        if layer != entry.get("name") or view == "taps":
+            return float(min(shape[:2] if view == "taps" else shape[-2:]))
+        if view in ("out", "in"):
+            rows = shape[0 if view == "out" else 1]
+            return float(min(rows, math.prod(shape) // max(rows, 1)))
+    return math.nan
+
+
+def layers_of(sources: Sequence[Labelled], layers: Selection, tensor: str = "weight") -> list[str]:
+    """Choose layers that occur in any of the runs.
+
+    Args:
+        sources: as `labelled` returns them.
+        layers: names, globs, patterns or predicates; the first convolutions of the second, third and fourth groups
+            of residual blocks if None and there are such, else all.
+        tensor: of which.
+
+    Returns:
+        Their names, in the order of the model.
+
+    Raises:
+        InputError: if there is none.
+    """
+    names: dict[str, None] = {}
+    for _, one in sources:
+        if isinstance(one, Run):
+            names |= dict.fromkeys(s.layer for s in one.series if s.tensor == tensor)
+            order = {name: place for place, name in enumerate(one.layers)}
+            names = dict.fromkeys(sorted(names, key=lambda name: order.get(name, len(order))))  # noqa: B023
+        else:
+            names |= dict.fromkeys(one.loc[one["tensor"] == tensor, "layer"])
+    if not names:
+        raise InputError(
+            f"there is nothing to draw: nothing of a {tensor} is recorded, or no step was recorded yet."
+        )
+    if layers is None:
+        usual = [f"layer{group}.0.conv1" for group in (2, 3, 4)]
+        return usual if set(usual) <= set(names) else list(names)
+    return selected(layers, dict.fromkeys(names))  # type: ignore[arg-type]
+
+
+def trajectories(
+    sources: Sequence[Labelled], layer: str, metric: str, reference: str, tensor: str = "weight"
+) -> list[Trajectory]:
+    """Take one number of one layer over training from each run that has it.
+
+    Args:
+        sources: as `labelled` returns them.
+        layer: its name.
+        metric: which number.
+        reference: what was subtracted.
+        tensor: of which tensor.
+
+    Returns:
+        One for each run that recorded it.
+
+    Raises:
+        InputError: if none did; with what there is.
+    """
+    found, known = list[Trajectory](), dict[str, None]()
+    for label, one in sources:
+        table = one.table() if isinstance(one, Run) else one
+        rows = table[(table["layer"] == layer) & (table["tensor"] == tensor)]
+        known |= dict.fromkeys(f"{m} ({r})" for m, r in zip(rows["metric"], rows["reference"], strict=True))
+        rows = rows[(rows["metric"] == metric) & (rows["reference"] == reference)]
+        if not len(rows):
+            continue
+        if "tolerance_rule" in rows and rows["tolerance_rule"].nunique() > 1:
+            first = "default" if "default" in set(rows["tolerance_rule"]) else rows["tolerance_rule"].iloc[0]
+            rows = rows[rows["tolerance_rule"] == first]
+        rows = rows.sort_values("step")
+        values = rows["value"].to_numpy(float)
+        words = tuple(map(str, rows["status"])) if "status" in rows else ("missing",) * len(rows)
+        most = maximal_rank(one, layer) if isinstance(one, Run) else math.nan
+        found.append(Trajectory(label, layer, reference, rows["step"].to_numpy(), values, words, most))
+    if not found:
+        raise InputError(
+            f"no run has {metric} of {layer} against the reference {reference!r}; "
+            + (did_you_mean(f"{metric} ({reference})", known) if known else "nothing of it is recorded.")
+        )
+    return found
