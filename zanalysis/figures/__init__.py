@@ -5,6 +5,7 @@ and `save_figure` writes it.
 """
 
 from zanalysis.figures.canvas import save_figure
+from zanalysis.figures.complexity import figure_6
 from zanalysis.figures.depth import figure_4
 from zanalysis.figures.tables import table_2, table_3, table_4
 from zanalysis.figures.theorem import figure_3, save_figure_3
@@ -14,6 +15,7 @@ __all__ = [
     "figure_3",
     "figure_4",
     "figure_5",
+    "figure_6",
     "save_figure",
     "save_figure_3",
     "table_2",

@@ -210,6 +210,8 @@ def legend(shown: Sequence[Axes], columns: int = 3) -> None:
     for axes in shown:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    # Bounds come last.
+    entries = dict(sorted(entries.items(), key=lambda entry: entry[0].startswith("maximum")))
     if not entries:
         return
     figure = shown[0].figure

@@ -23,6 +23,7 @@ __all__ = [
     "Sources",
     "Trajectory",
     "against",
+    "folder_trainings",
     "labelled",
     "layers_of",
     "maximal_rank",
@@ -87,16 +88,35 @@ class Trajectory:
     maximum: float
 
 
+def folder_trainings(results: Path, said: Mapping[str, Any]) -> Iterator[tuple[str, Path, Mapping[str, Any]]]:
+    """Go through the trainings of an experiment that have ended.
+
+    Args:
+        results: path of its `results.json`.
+        said: what is in it.
+
+    Yields:
+        The system's name, the folder that the training's files lie in, and its record.
+
+    Raises:
+        InputError: if the file is not what an experiment leaves.
+    """
+    try:
+        titles = {row["label"]: row["title"] for row in said["rows"]}
+        home = _beside(results, said)
+        for name, record in said["trainings"].items():
+            label, at = name.removesuffix(f"-{record['seed']}"), record["settings"].get("at")
+            title = titles.get(label, label)
+            yield title if at is None else f"{title}, {at}", home, record
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{results} is not what an experiment leaves ({error!r}).") from error
+
+
 def _folder_runs(folder: Path) -> Iterator[tuple[str, Path]]:
     results = folder / RESULTS
     if results.is_file():
-        said = read_json(results)
-        titles = {row["label"]: row["title"] for row in said.get("rows", [])}
-        home = _beside(results, said)
-        for name, record in said.get("trainings", {}).items():
-            label, at = name.removesuffix(f"-{record['seed']}"), record["settings"].get("at")
-            title = titles.get(label, label)
-            yield title if at is None else f"{title}, {at}", home / record["run"]
+        for title, home, record in folder_trainings(results, read_json(results)):
+            yield title, home / record["run"]
         return
     found = sorted(folder.glob("*.h5"))
     if not found:
@@ -244,7 +264,7 @@ def layers_of(sources: Sequence[Labelled], layers: Selection, tensor: str = "wei
         if isinstance(one, Run):
             names |= dict.fromkeys(s.layer for s in one.series if s.tensor == tensor)
             order = {name: place for place, name in enumerate(one.layers)}
-            names = dict.fromkeys(sorted(names, key=lambda name: order.get(name, len(order))))  # noqa: B023
+            names = dict.fromkeys(sorted(names, key=lambda name: order.get(name, len(order))))
         else:
             names |= dict.fromkeys(one.loc[one["tensor"] == tensor, "layer"])
     if not names:

@@ -88,7 +88,7 @@ def figure_5(
 def _sheet(axes: Axes | Sequence[Axes] | None, lines: int, columns: int, count: int) -> list[Axes]:
     if axes is not None:
         return panels(axes, 1, count, (1, 1))
-    made = panels(None, lines, columns, (3.0 if columns > 1 else 5.0, 2.7 if columns > 1 else 3.4))
+    made = panels(None, lines, columns, (2.5 if columns > 1 else 5.0, 2.6 if columns > 1 else 3.4))
     for empty in made[count:]:
         empty.remove()
     return made[:count]
