@@ -7,11 +7,13 @@ and `save_figure` writes it.
 from zanalysis.figures.canvas import save_figure
 from zanalysis.figures.complexity import figure_6
 from zanalysis.figures.depth import figure_4
+from zanalysis.figures.network import figure_2
+from zanalysis.figures.spectra import jacobian_over_training, spectrum_heatmap, staircase
 from zanalysis.figures.tables import table_2, table_3, table_4
 from zanalysis.figures.theorem import figure_3, save_figure_3
 from zanalysis.figures.trajectories import figure_5
 
-__all__ = [
+__all__ = ["figure_2", "jacobian_over_training", "spectrum_heatmap", "staircase", 
     "figure_3",
     "figure_4",
     "figure_5",

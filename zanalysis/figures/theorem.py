@@ -1,18 +1,17 @@
-"""Figures: tables of runs in, matplotlib Axes out. Legible in print and on a screen."""
+"""Figure 3 of the ZerO paper: the rank of the hidden matrix over training, and what bounds it."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from zanalysis.errors import InputError
+from zanalysis.figures.canvas import save_figure, sheet
 from zanalysis.runfile.reader import Run, open_run
 from zanalysis.verify.perceptron import Perceptron
 from zanalysis.verify.theorem1 import SPAN
@@ -28,7 +27,7 @@ _NAMES = {
     "hadamard": "Hadamard",
     "random": "random (Kaiming)",
 }
-_LAYOUT: dict[str, Any] = {"figsize": (11, 4.8), "layout": "constrained"}
+_SIZE = (11.0, 4.8)
 _COLORS = {"identity": "C0", "hadamard": "C3", "random": "C2"}
 
 
@@ -75,7 +74,7 @@ def figure_3(
     Args:
         left_runs: runs that start at the partial identity, or their paths.
         right_runs: runs of one width, or their paths.
-        axes: two Axes to draw into; a new figure if None.
+        axes: two Axes to draw into; a new figure, which pyplot does not know, if None.
 
     Returns:
         The left and the right Axes.
@@ -89,8 +88,8 @@ def figure_3(
         raise InputError("Figure 3 needs at least one run for each panel.")
     left.sort(key=lambda network: max(network.widths))
     if axes is None:
-        with sns.axes_style("whitegrid"):
-            axes = plt.figure(**_LAYOUT).subplots(1, 2)
+        with sheet(*_SIZE) as figure:
+            axes = list(figure.subplots(1, 2))
     one, two = axes
     _left_panel(one, left)
     _right_panel(two, right)
@@ -111,12 +110,7 @@ def save_figure_3(
         right_runs: as for `figure_3`.
         path: where the picture is to lie; its suffix says of which kind.
     """
-    # A figure that pyplot does not know needs no display.
-    figure = Figure(**_LAYOUT)
-    with sns.axes_style("whitegrid"):
-        axes = figure.subplots(1, 2)
-    figure_3(left_runs, right_runs, axes)
-    figure.savefig(path, dpi=160)
+    save_figure(figure_3(left_runs, right_runs), path, overwrite=True)
 
 
 def _subject(networks: Sequence[Perceptron]) -> str:

@@ -1,0 +1,303 @@
+"""What the paper lacks: singular values over training, of weights and of the model's Jacobian."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+
+from zanalysis.errors import InputError, did_you_mean
+from zanalysis.figures.canvas import GREY, caption, legend, over_steps, single
+from zanalysis.figures.sources import against, maximal_rank
+from zanalysis.runfile.reader import Run, open_run
+from zanalysis.runfile.tables import Spectra
+from zanalysis.verify.verdict import Verdict
+
+__all__ = ["jacobian_over_training", "spectrum_heatmap", "staircase"]
+
+Source = Run | str | os.PathLike[str]
+Array = npt.NDArray[np.float64]
+_FLOOR = 1e-8
+"""Below this share of the largest, a singular value of float32 weights is rounding."""
+_LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+
+
+def _opened(run: Source) -> Run:
+    return run if isinstance(run, Run) else open_run(run)
+
+
+def _spectrum(run: Run, layer: str | None, tensor: str, reference: str) -> tuple[str, Spectra]:
+    """Return a recorded spectrum, of the only layer if none is named."""
+    own = [key for key in run.spectrum_keys if key.tensor == tensor and key.reference == reference]
+    if layer is None:
+        names = list(dict.fromkeys(key.layer for key in own))
+        if len(names) != 1:
+            there = f"spectra of {len(names)} layers" if names else "no spectrum"
+            raise InputError(
+                f"{run.path} has {there} ({tensor}, reference {reference!r}); "
+                + (f"choose one: {', '.join(names[:20])}." if names else "record it with metrics=(…, 'singular_values').")
+            )  # fmt: skip
+        layer = names[0]
+    if own and layer not in [key.layer for key in own]:
+        raise InputError(f"{run.path} has no spectrum of {layer!r}; {did_you_mean(layer, [key.layer for key in own])}")
+    return layer, run.spectra(layer, tensor, reference)
+
+
+def _missing(spectra: Spectra) -> list[str]:
+    """Say at which steps there is no singular value at all."""
+    at = spectra.steps[np.isnan(spectra.values).all(axis=1)]
+    if not len(at):
+        return []
+    where = f"step {at[0]}" if len(at) == 1 else f"{len(at)} steps from {at[0]} to {at[-1]}"
+    return [f"Gap at {where}: no singular value was recorded (a zero matrix has none above zero; else see the run's table)."]
+
+
+def _edges(steps: npt.NDArray[np.int64]) -> Array:
+    middles = (steps[1:] + steps[:-1]) / 2
+    if len(steps) == 1:
+        return np.array([steps[0] - 0.5, steps[0] + 0.5])
+    return np.array([steps[0] - (middles[0] - steps[0]), *middles, steps[-1] + (steps[-1] - middles[-1])], float)
+
+
+def spectrum_heatmap(
+    run: Source,
+    layer: str | None = None,
+    reference: str = "none",
+    tensor: str = "weight",
+    axes: Axes | None = None,
+) -> Axes:
+    """Draw the singular values of one layer over training as a heat map.
+
+    Each column is a record, each line the i-th largest singular value, its colour logarithmic. What is not above
+    1e-8 of the largest is in the colour of "below"; what was not recorded is hatched.
+
+    Args:
+        run: a run with spectra, or its path.
+        layer: its name; may be left out where only one has a spectrum.
+        reference: what was subtracted: ``"none"``, ``"init"``, ``"identity"``.
+        tensor: ``"weight"``, ``"gradient"``, ….
+        axes: to draw into; a new figure if None.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InputError: if no such spectrum is recorded, or no number is in it.
+    """
+    opened = _opened(run)
+    name, spectra = _spectrum(opened, layer, tensor, reference)
+    values = np.asarray(spectra.values, float)
+    known = values[np.isfinite(values)]
+    if not len(known):
+        raise InputError(f"{opened.path} has no singular value of {name!r} yet; there is nothing to draw.")
+    shown = single(axes, (6.4, 3.8))
+    largest = float(known.max()) or 1.0
+    lowest = max(float(known[known > 0].min(initial=largest)), _FLOOR * largest)
+    norm = LogNorm(min(lowest, largest / 10), largest)
+    shown.set_facecolor("white")
+    shown.fill_between([0, 1], 0, 1, transform=shown.transAxes, facecolor="none", hatch="////", edgecolor="0.8",
+                       linewidth=0, zorder=0, label="_unrecorded")  # fmt: skip
+    k = values.shape[1]
+    colors = _palette()
+    edges = _edges(spectra.steps)
+    # Zero has no logarithm: it is drawn as what lies below the scale.
+    visible = np.ma.masked_invalid(np.maximum(values, 0.1 * norm.vmin))
+    drawn = shown.pcolormesh(edges, np.arange(k + 1) + 0.5, visible.T, norm=norm, cmap=colors, zorder=2)
+    shown.set_ylim(k + 0.5, 0.5)
+    shown.grid(visible=False)
+    over_steps(shown, spectra.steps)
+    shown.set_xlim(edges[0], edges[-1])
+    most = maximal_rank(opened, name)
+    shown.set_ylabel(f"index i of $\\sigma_i$ ({k}{'' if math.isnan(most) else f' of {most:g}'} recorded)")
+    shown.set_title(f"layer {name}, {tensor}: {against(reference)}", fontsize=9)
+    under = bool((known < norm.vmin).any())
+    bar = shown.figure.colorbar(drawn, ax=shown, extend="min" if under else "neither", pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label(r"singular value $\sigma_i$, logarithmic", fontsize=8)
+    caption([shown], *_missing(spectra), "Light: zero, or below 1e-8 of the largest." if under else "",
+            "Hatched: not recorded." if np.isnan(values).any() else "")  # fmt: skip
+    return shown
+
+
+def _palette() -> Any:
+    return mpl.colormaps["cividis"].with_extremes(under="#f3efe6", bad=(0, 0, 0, 0))
+
+
+def staircase(
+    run: Source | Spectra,
+    layer: str | None = None,
+    reference: str = "init",
+    *,
+    emergence: pd.DataFrame | Verdict | Sequence[float] | None = None,
+    theory: Spectra | Sequence[float] | None = None,
+    most: int = 8,
+    logarithmic: bool = False,
+    axes: Axes | None = None,
+) -> Axes:
+    """Draw singular values over training as lines: under greedy low-rank learning, one after another rises.
+
+    Args:
+        run: a run with spectra, its path, or a spectrum over time: `.steps` `[T]` and `.values` `[T, k]`.
+        layer: its name; may be left out where only one has a spectrum.
+        reference: what was subtracted; the low-rank trajectory is one of the update, ``"init"``.
+        emergence: when each value emerges: steps, largest value first; or what `za.verify_glrl` found, its evidence.
+        theory: what is expected: a spectrum over time, drawn dashed; or steps of emergence, drawn as triangles.
+        most: how many values are drawn.
+        logarithmic: whether the axis of the values is.
+        axes: to draw into; a new figure if None.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InputError: if no such spectrum is recorded, or no number is in it.
+
+    Example:
+        >>> import numpy as np
+        >>> spectrum = Spectra(np.array([0, 10, 20]), np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 1.0]]))
+        >>> axes = staircase(spectrum, emergence=[5, 15])
+        >>> [float(y) for y in axes.get_lines()[1].get_ydata()]
+        [0.0, 0.0, 1.0]
+    """
+    if isinstance(run, Spectra):
+        name, spectra = layer or "spectrum", run
+    else:
+        name, spectra = _spectrum(_opened(run), layer, "weight", reference)
+    values = np.asarray(spectra.values, float)
+    if not np.isfinite(values).any():
+        raise InputError(f"there is no singular value of {name!r} to draw yet.")
+    shown = single(axes, (6.4, 3.9))
+    count = min(most, values.shape[1])
+    colors = _shades(count)
+    for i in range(count):
+        shown.plot(spectra.steps, values[:, i], color=colors[i], linestyle=_LINES[i % 4], linewidth=1.7,
+                   label=f"$\\sigma_{{{i + 1}}}$")  # fmt: skip
+    if logarithmic:
+        shown.set_yscale("log")
+    _emergences(shown, spectra, _steps_of(emergence, name, reference), colors)
+    _theory(shown, theory, count)
+    shown.set_ylabel("singular value" + (", logarithmic" if logarithmic else ""))
+    shown.set_title(f"layer {name}: {against(reference)}", fontsize=9)
+    over_steps(shown, spectra.steps)
+    legend([shown], columns=6)
+    caption([shown], *_missing(spectra),
+            f"The {count} largest of {values.shape[1]} recorded values." if count < values.shape[1] else "")  # fmt: skip
+    return shown
+
+
+def _shades(count: int) -> list[Any]:
+    # From dark to middling, so that the last is still seen on white.
+    return [mpl.colormaps["viridis"](0.85 * i / max(count - 1, 1)) for i in range(count)]
+
+
+def _steps_of(given: Any, layer: str, reference: str) -> list[float]:
+    """Return when each singular value emerges, NaN where it does not, largest first."""
+    table = given.evidence if isinstance(given, Verdict) else given
+    if table is None:
+        return []
+    if not isinstance(table, pd.DataFrame):
+        return [float(step) for step in table]
+    rows = table[table["criterion"] == "emergence"] if "criterion" in table else table
+    for column, wanted in (("layer", layer), ("reference", reference)):
+        if column in rows:
+            rows = rows[rows[column] == wanted]
+    if not {"index", "value"} <= set(rows.columns):
+        raise InputError("the table of emergence times has no columns index and value; pass the evidence of verify_glrl.")
+    steps = [math.nan] * (int(rows["index"].max()) + 1 if len(rows) else 0)
+    for index, value in zip(rows["index"], rows["value"], strict=True):
+        steps[int(index)] = float(value)
+    return steps
+
+
+def _emergences(axes: Axes, spectra: Spectra, at: Sequence[float], colors: Sequence[Any]) -> None:
+    drawn = [(i, step) for i, step in enumerate(at[: len(colors)]) if math.isfinite(step)]
+    for place, (i, step) in enumerate(drawn):
+        known = np.isfinite(spectra.values[:, i])
+        height = float(np.interp(step, spectra.steps[known], spectra.values[known, i]))
+        axes.plot([step], [height], marker="o", markersize=6.5, color=colors[i], markeredgecolor="black", linestyle="",
+                  zorder=5, label="emerges" if place == 0 else "_emerges")  # fmt: skip
+        axes.axvline(step, color=colors[i], linewidth=0.7, linestyle=(0, (2, 3)), zorder=1, label="_at")
+
+
+def _theory(axes: Axes, theory: Spectra | Sequence[float] | None, count: int) -> None:
+    if theory is None:
+        return
+    if isinstance(theory, Spectra):
+        for i in range(min(count, theory.values.shape[1])):
+            axes.plot(theory.steps, theory.values[:, i], color="black", linewidth=0.9, linestyle=(0, (4, 2)), zorder=4,
+                      label="theory" if i == 0 else "_theory")  # fmt: skip
+        return
+    at = [float(step) for step in theory][:count]
+    axes.plot(at, [0] * len(at), marker=7, markersize=8, color="black", linestyle="", clip_on=False, zorder=6,
+              transform=axes.get_xaxis_transform(), label="theory: emerges")  # fmt: skip
+
+
+def jacobian_over_training(run: Source, axes: Axes | None = None) -> Axes:
+    """Draw the singular values of the model's Jacobian over training, on a logarithmic axis.
+
+    A line for each index, the median over the samples of the probe, and a band from the smallest to the largest sample.
+    At 1, dashed, a direction of the input neither grows nor shrinks (dynamical isometry: all values are near it).
+
+    Args:
+        run: a run recorded with `metrics=(…, "jacobian_singular_values")` and a `probe`, or its path.
+        axes: to draw into; a new figure if None.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        InputError: if no Jacobian is recorded, or no number is in it.
+    """
+    opened = _opened(run)
+    keys = [key for key in opened.spectrum_keys if key.tensor == "jacobian"]
+    if not keys:
+        raise InputError(
+            f"{opened.path} has no Jacobian; record it with metrics=(…, 'jacobian_singular_values') and probe=…."
+        )
+    each = [opened.spectra(key.layer, key.tensor, key.reference) for key in keys]
+    steps = each[0].steps
+    values = np.stack([one.values for one in each])
+    above = [i for i in range(values.shape[2]) if (values[:, :, i] > 0).any()]
+    if not above:
+        raise InputError(f"{opened.path} has no singular value of a Jacobian above zero yet; there is nothing to draw.")
+    shown = single(axes, (6.4, 3.9))
+    indices = sorted({above[round(place)] for place in np.linspace(0, len(above) - 1, min(len(above), 6))})
+    for place, (i, color) in enumerate(zip(indices, _shades(len(indices)), strict=True)):
+        low, middle, high = _over_samples(values[:, :, i])
+        shown.plot(steps, middle, color=color, linestyle=_LINES[place % 4], linewidth=1.7,
+                   label=f"$\\sigma_{{{i + 1}}}$")  # fmt: skip
+        shown.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
+    shown.set_yscale("log")
+    shown.axhline(1, color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), label="1: lengths are kept", zorder=1.5)
+    shown.set_ylabel("singular value of the Jacobian, logarithmic")
+    over_steps(shown, steps)
+    legend([shown], columns=7)
+    foot, top = shown.get_ylim()
+    shown.set_ylim(max(foot, _FLOOR * top), top)
+    zero = int((values == 0).sum())
+    missing = steps[np.isnan(values).all(axis=(0, 2))]
+    caption(
+        [shown],
+        f"Lines: median over {len(keys)} samples; bands: from the smallest to the largest.",
+        f"{len(above)} singular values were recorded; {len(indices)} are drawn." if len(indices) < len(above) else "",
+        f"{zero} of all recorded values are zero, which this axis cannot show." if zero else "",
+        f"Gap at {len(missing)} steps from {missing[0]} to {missing[-1]}: see the run's table." if len(missing) else "",
+    )
+    return shown
+
+
+def _over_samples(part: Array) -> tuple[Array, Array, Array]:
+    """Return the smallest above zero, the median and the largest of `[samples, T]` at each step; NaN for zero or none."""
+    low, middle, high = (np.full(part.shape[1], np.nan) for _ in range(3))
+    for step, column in enumerate(part.T):
+        known = column[np.isfinite(column)]
+        if (known > 0).any():
+            low[step], high[step] = known[known > 0].min(), known.max()
+            middle[step] = np.median(known) or np.nan
+    return low, middle, high
