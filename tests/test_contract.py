@@ -84,7 +84,6 @@ def test_attaching_loads_no_plotting_and_no_pandas():
     "call",
     [
         lambda: za.to_xarray(None),
-        lambda: za.verify_glrl(None),
     ],
 )
 def test_what_is_not_built_yet_says_so(call):
