@@ -74,10 +74,14 @@ def figure_2(
     first, last = _ends(start, trained)
     names = selected(layers, {name: (lambda name=name: first[name]) for name in first})  # type: ignore[misc]
     if len(names) > _MOST:
-        raise InputError(f"there are {len(names)} matrices to draw; choose at most {_MOST} with layers=… (--layer).")
+        raise InputError(
+            f"there are {len(names)} matrices to draw; choose at most {_MOST} with layers=… (--layer)."
+        )
     for name in names:
         if name not in last or last[name].shape != first[name].shape:
-            raise InputError(f"the matrix {name!r} is not the same at both ends; pass two checkpoints of one network.")
+            raise InputError(
+                f"the matrix {name!r} is not the same at both ends; pass two checkpoints of one network."
+            )
     n_x = block if block is not None else next(iter(first.values())).shape[1]
     shown = panels(axes, 2, len(names), (2.3, 2.4))
     residuals = {name: _residual(last[name], first[name], reference) for name in names}
@@ -87,7 +91,10 @@ def figure_2(
         upper = _start(shown[place], name, first[name])
         lower = _end(shown[len(names) + place], name, residuals[name], n_x, norm, _SUBTRACTED[reference])
     figure = shown[0].figure
-    for drawn, row, what in ((upper, shown[: len(names)], "size of the entry"), (lower, shown[len(names) :], "size, logarithmic")):
+    for drawn, row, what in (
+        (upper, shown[: len(names)], "size of the entry"),
+        (lower, shown[len(names) :], "size, logarithmic"),
+    ):
         bar = figure.colorbar(drawn, ax=row, shrink=0.8, pad=0.01)
         bar.set_label(what, fontsize=7.5)
         bar.ax.tick_params(labelsize=7)
@@ -116,7 +123,9 @@ def _ends(start: State, trained: State | None) -> tuple[dict[str, torch.Tensor],
         if trained is None:
             return first, _loaded(checkpoints[-1])
     assert trained is not None
-    return first, _matrices(trained.items()) if isinstance(trained, Mapping) else _loaded(open_checkpoints(trained)[-1])
+    return first, _matrices(trained.items()) if isinstance(trained, Mapping) else _loaded(
+        open_checkpoints(trained)[-1]
+    )
 
 
 def _loaded(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -127,7 +136,11 @@ def _loaded(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def _matrices(named: Any) -> dict[str, torch.Tensor]:
-    found = {layer_name(name): W.detach().double().cpu() for name, W in named if W.ndim == 2 and W.is_floating_point()}
+    found = {
+        layer_name(name): W.detach().double().cpu()
+        for name, W in named
+        if W.ndim == 2 and W.is_floating_point()
+    }
     if not found:
         raise InputError("there is no matrix to draw; Figure 2 is of a perceptron.")
     return found
@@ -158,7 +171,11 @@ def _shrunk(matrix: Array) -> Array:
 
 def _image(axes: Axes, matrix: Array, shape: Sequence[int], **how: Any) -> Any:
     drawn = axes.imshow(
-        _shrunk(matrix), extent=(0.5, shape[1] + 0.5, shape[0] + 0.5, 0.5), interpolation="nearest", aspect="equal", **how
+        _shrunk(matrix),
+        extent=(0.5, shape[1] + 0.5, shape[0] + 0.5, 0.5),
+        interpolation="nearest",
+        aspect="equal",
+        **how,
     )
     axes.grid(visible=False)
     axes.tick_params(labelsize=7)
@@ -167,7 +184,9 @@ def _image(axes: Axes, matrix: Array, shape: Sequence[int], **how: Any) -> Any:
 
 def _start(axes: Axes, name: str, W: torch.Tensor) -> Any:
     axes.set_title(f"layer {name}, {W.shape[0]} × {W.shape[1]}\nW at the start", fontsize=8)
-    return _image(axes, np.asarray(W.abs()), W.shape, cmap="Greys", vmin=0, vmax=max(1.0, float(W.abs().max())))
+    return _image(
+        axes, np.asarray(W.abs()), W.shape, cmap="Greys", vmin=0, vmax=max(1.0, float(W.abs().max()))
+    )
 
 
 def _end(axes: Axes, name: str, residual: Array, n_x: int, norm: LogNorm, less: str) -> Any:

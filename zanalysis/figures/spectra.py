@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
+from zanalysis.analyzers.naming import selected
 from zanalysis.errors import InputError, did_you_mean
 from zanalysis.figures.canvas import GREY, caption, legend, over_steps, single
 from zanalysis.figures.sources import against, maximal_rank
@@ -32,21 +33,29 @@ def _opened(run: Source) -> Run:
     return run if isinstance(run, Run) else open_run(run)
 
 
-def _spectrum(run: Run, layer: str | None, tensor: str, reference: str) -> tuple[str, Spectra]:
-    """Return a recorded spectrum, of the only layer if none is named."""
-    own = [key for key in run.spectrum_keys if key.tensor == tensor and key.reference == reference]
-    if layer is None:
-        names = list(dict.fromkeys(key.layer for key in own))
-        if len(names) != 1:
-            there = f"spectra of {len(names)} layers" if names else "no spectrum"
-            raise InputError(
-                f"{run.path} has {there} ({tensor}, reference {reference!r}); "
-                + (f"choose one: {', '.join(names[:20])}." if names else "record it with metrics=(…, 'singular_values').")
-            )  # fmt: skip
-        layer = names[0]
-    if own and layer not in [key.layer for key in own]:
-        raise InputError(f"{run.path} has no spectrum of {layer!r}; {did_you_mean(layer, [key.layer for key in own])}")
-    return layer, run.spectra(layer, tensor, reference)
+def _spectrum(run: Run, layer: str | None, tensor: str, reference: str | None) -> tuple[str, str, Spectra]:
+    """Find a recorded spectrum: of the only layer if none is named, of the update if no reference is."""
+    own = [key for key in run.spectrum_keys if key.tensor == tensor]
+    names = list(dict.fromkeys(key.layer for key in own))
+    if not names:
+        raise InputError(
+            f"{run.path} has no spectrum of a {tensor}; record it with metrics=(…, 'singular_values')."
+        )
+    if layer is None and len(names) > 1:
+        raise InputError(
+            f"{run.path} has spectra of {len(names)} layers; choose one: {', '.join(names[:20])}."
+        )
+    name = names[0] if layer is None else layer
+    chosen = selected(name, dict.fromkeys(names))  # type: ignore[arg-type]
+    if len(chosen) > 1:
+        raise InputError(f"{name!r} stands for {len(chosen)} layers, {', '.join(chosen[:20])}; choose one.")
+    references = [key.reference for key in own if key.layer == chosen[0]]
+    which = reference or ("init" if "init" in references else references[0])
+    if which not in references:
+        raise InputError(
+            f"{run.path} has no spectrum of {chosen[0]!r} against {which!r}; {did_you_mean(which, references)}"
+        )
+    return chosen[0], which, run.spectra(chosen[0], tensor, which)
 
 
 def _missing(spectra: Spectra) -> list[str]:
@@ -55,32 +64,37 @@ def _missing(spectra: Spectra) -> list[str]:
     if not len(at):
         return []
     where = f"step {at[0]}" if len(at) == 1 else f"{len(at)} steps from {at[0]} to {at[-1]}"
-    return [f"Gap at {where}: no singular value was recorded (a zero matrix has none above zero; else see the run's table)."]
+    return [
+        f"Gap at {where}: no singular value was recorded (a zero matrix has none above zero; else see the run's table)."
+    ]
 
 
 def _edges(steps: npt.NDArray[np.int64]) -> Array:
     middles = (steps[1:] + steps[:-1]) / 2
     if len(steps) == 1:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
-    return np.array([steps[0] - (middles[0] - steps[0]), *middles, steps[-1] + (steps[-1] - middles[-1])], float)
+    return np.array(
+        [steps[0] - (middles[0] - steps[0]), *middles, steps[-1] + (steps[-1] - middles[-1])], float
+    )
 
 
 def spectrum_heatmap(
     run: Source,
     layer: str | None = None,
-    reference: str = "none",
+    reference: str | None = None,
     tensor: str = "weight",
     axes: Axes | None = None,
 ) -> Axes:
     """Draw the singular values of one layer over training as a heat map.
 
-    Each column is a record, each line the i-th largest singular value, its colour logarithmic. What is not above
-    1e-8 of the largest is in the colour of "below"; what was not recorded is hatched.
+    Each column is a record, each line the i-th largest singular value, its colour logarithmic. What is zero, or
+    below 1e-8 of the largest, is white; what was not recorded is hatched.
 
     Args:
         run: a run with spectra, or its path.
-        layer: its name; may be left out where only one has a spectrum.
-        reference: what was subtracted: ``"none"``, ``"init"``, ``"identity"``.
+        layer: its name, or a glob that matches one; may be left out where only one has a spectrum.
+        reference: what was subtracted: ``"none"``, ``"init"``, ``"identity"``; if None ``"init"`` where that is
+            recorded, else the first that is.
         tensor: ``"weight"``, ``"gradient"``, ….
         axes: to draw into; a new figure if None.
 
@@ -91,7 +105,7 @@ def spectrum_heatmap(
         InputError: if no such spectrum is recorded, or no number is in it.
     """
     opened = _opened(run)
-    name, spectra = _spectrum(opened, layer, tensor, reference)
+    name, reference, spectra = _spectrum(opened, layer, tensor, reference)
     values = np.asarray(spectra.values, float)
     known = values[np.isfinite(values)]
     if not len(known):
@@ -120,19 +134,19 @@ def spectrum_heatmap(
     bar = shown.figure.colorbar(drawn, ax=shown, extend="min" if under else "neither", pad=0.02)
     bar.ax.tick_params(labelsize=7)
     bar.set_label(r"singular value $\sigma_i$, logarithmic", fontsize=8)
-    caption([shown], *_missing(spectra), "Light: zero, or below 1e-8 of the largest." if under else "",
+    caption([shown], *_missing(spectra), "White: zero, or below 1e-8 of the largest." if under else "",
             "Hatched: not recorded." if np.isnan(values).any() else "")  # fmt: skip
     return shown
 
 
 def _palette() -> Any:
-    return mpl.colormaps["cividis"].with_extremes(under="#f3efe6", bad=(0, 0, 0, 0))
+    return mpl.colormaps["cividis_r"].with_extremes(under="white", bad=(0, 0, 0, 0))
 
 
 def staircase(
     run: Source | Spectra,
     layer: str | None = None,
-    reference: str = "init",
+    reference: str | None = None,
     *,
     emergence: pd.DataFrame | Verdict | Sequence[float] | None = None,
     theory: Spectra | Sequence[float] | None = None,
@@ -144,8 +158,9 @@ def staircase(
 
     Args:
         run: a run with spectra, its path, or a spectrum over time: `.steps` `[T]` and `.values` `[T, k]`.
-        layer: its name; may be left out where only one has a spectrum.
-        reference: what was subtracted; the low-rank trajectory is one of the update, ``"init"``.
+        layer: its name, or a glob that matches one; may be left out where only one has a spectrum.
+        reference: what was subtracted; if None ``"init"``, the update, of which the low-rank trajectory is one, where that
+            is recorded, else the first that is.
         emergence: when each value emerges: steps, largest value first; or what `za.verify_glrl` found, its evidence.
         theory: what is expected: a spectrum over time, drawn dashed; or steps of emergence, drawn as triangles.
         most: how many values are drawn.
@@ -166,9 +181,9 @@ def staircase(
         [0.0, 0.0, 1.0]
     """
     if isinstance(run, Spectra):
-        name, spectra = layer or "spectrum", run
+        name, reference, spectra = layer or "", reference or "init", run
     else:
-        name, spectra = _spectrum(_opened(run), layer, "weight", reference)
+        name, reference, spectra = _spectrum(_opened(run), layer, "weight", reference)
     values = np.asarray(spectra.values, float)
     if not np.isfinite(values).any():
         raise InputError(f"there is no singular value of {name!r} to draw yet.")
@@ -183,7 +198,7 @@ def staircase(
     _emergences(shown, spectra, _steps_of(emergence, name, reference), colors)
     _theory(shown, theory, count)
     shown.set_ylabel("singular value" + (", logarithmic" if logarithmic else ""))
-    shown.set_title(f"layer {name}: {against(reference)}", fontsize=9)
+    shown.set_title((f"layer {name}: " if name else "") + against(reference), fontsize=9)
     over_steps(shown, spectra.steps)
     legend([shown], columns=6)
     caption([shown], *_missing(spectra),
@@ -208,7 +223,9 @@ def _steps_of(given: Any, layer: str, reference: str) -> list[float]:
         if column in rows:
             rows = rows[rows[column] == wanted]
     if not {"index", "value"} <= set(rows.columns):
-        raise InputError("the table of emergence times has no columns index and value; pass the evidence of verify_glrl.")
+        raise InputError(
+            "the table of emergence times has no columns index and value; pass the evidence of verify_glrl."
+        )
     steps = [math.nan] * (int(rows["index"].max()) + 1 if len(rows) else 0)
     for index, value in zip(rows["index"], rows["value"], strict=True):
         steps[int(index)] = float(value)
@@ -265,7 +282,9 @@ def jacobian_over_training(run: Source, axes: Axes | None = None) -> Axes:
     values = np.stack([one.values for one in each])
     above = [i for i in range(values.shape[2]) if (values[:, :, i] > 0).any()]
     if not above:
-        raise InputError(f"{opened.path} has no singular value of a Jacobian above zero yet; there is nothing to draw.")
+        raise InputError(
+            f"{opened.path} has no singular value of a Jacobian above zero yet; there is nothing to draw."
+        )
     shown = single(axes, (6.4, 3.9))
     indices = sorted({above[round(place)] for place in np.linspace(0, len(above) - 1, min(len(above), 6))})
     for place, (i, color) in enumerate(zip(indices, _shades(len(indices)), strict=True)):
@@ -274,7 +293,9 @@ def jacobian_over_training(run: Source, axes: Axes | None = None) -> Axes:
                    label=f"$\\sigma_{{{i + 1}}}$")  # fmt: skip
         shown.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
     shown.set_yscale("log")
-    shown.axhline(1, color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), label="1: lengths are kept", zorder=1.5)
+    shown.axhline(
+        1, color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), label="1: lengths are kept", zorder=1.5
+    )
     shown.set_ylabel("singular value of the Jacobian, logarithmic")
     over_steps(shown, steps)
     legend([shown], columns=7)
@@ -285,9 +306,13 @@ def jacobian_over_training(run: Source, axes: Axes | None = None) -> Axes:
     caption(
         [shown],
         f"Lines: median over {len(keys)} samples; bands: from the smallest to the largest.",
-        f"{len(above)} singular values were recorded; {len(indices)} are drawn." if len(indices) < len(above) else "",
+        f"{len(above)} singular values were recorded; {len(indices)} are drawn."
+        if len(indices) < len(above)
+        else "",
         f"{zero} of all recorded values are zero, which this axis cannot show." if zero else "",
-        f"Gap at {len(missing)} steps from {missing[0]} to {missing[-1]}: see the run's table." if len(missing) else "",
+        f"Gap at {len(missing)} steps from {missing[0]} to {missing[-1]}: see the run's table."
+        if len(missing)
+        else "",
     )
     return shown
 

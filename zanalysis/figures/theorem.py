@@ -12,11 +12,12 @@ from matplotlib.ticker import MaxNLocator
 
 from zanalysis.errors import InputError
 from zanalysis.figures.canvas import save_figure, sheet
+from zanalysis.figures.sources import labelled
 from zanalysis.runfile.reader import Run, open_run
 from zanalysis.verify.perceptron import Perceptron
 from zanalysis.verify.theorem1 import SPAN
 
-__all__ = ["figure_3", "save_figure_3"]
+__all__ = ["figure_3", "panels_of_figure_3", "save_figure_3"]
 
 Source = Run | str | os.PathLike[str]
 
@@ -98,6 +99,35 @@ def figure_3(
     one.set_ylabel(f"rank {_subject(left)}")
     two.set_ylabel(f"rank {_subject(right)}, span of activations")
     return one, two
+
+
+def panels_of_figure_3(runs: Sequence[Source]) -> tuple[list[Run], list[Run]]:
+    """Sort runs into the panels of Figure 3.
+
+    Args:
+        runs: runs of several initializations and widths, or their paths, or folders of such.
+
+    Returns:
+        Those that start at the partial identity, and those of the largest width.
+
+    Raises:
+        InputError: if there is none that Figure 3 shows.
+    """
+    opened = [one for _, one in labelled(list(runs)) if isinstance(one, Run)]
+    drawn = [
+        run
+        for run in opened
+        if run.attributes.get("user", {}).get("initialization", "random") in _NAMES
+        and run.attributes.get("layers")
+    ]
+    networks = [Perceptron(run) for run in drawn]
+    left = [network.run for network in networks if _kind(network) == "identity"]
+    if not left:
+        raise InputError(
+            "no run starts at the partial identity, whose widths Figure 3 compares; pass such a run too."
+        )
+    largest = max(max(network.widths) for network in networks)
+    return left, [network.run for network in networks if max(network.widths) == largest]
 
 
 def save_figure_3(
