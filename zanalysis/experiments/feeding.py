@@ -6,6 +6,7 @@ seen.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 from typing import Protocol as Interface
 
 import torch
@@ -19,6 +20,7 @@ from zanalysis.experiments.jobs import Job, mixed
 __all__ = ["EVALUATED_AT_ONCE", "Feed", "ImageFeed", "TextFeed", "feed_of"]
 
 EVALUATED_AT_ONCE = 500
+_OF_TEXT = ("transformer-lm",)
 _STREAMS = 10  # of the evaluation of text, as in PyTorch's word-language-model example
 
 
@@ -47,7 +49,7 @@ def feed_of(job: Job) -> Feed:
     Returns:
         Images or text.
     """
-    return ImageFeed(job) if isinstance(job.data, Dataset) else TextFeed(job)
+    return TextFeed(job) if job.protocol.model in _OF_TEXT else ImageFeed(job)
 
 
 def _autocast(device: str) -> AbstractContextManager[object]:
@@ -124,7 +126,7 @@ class ImageFeed:
         """
         test, right, loss = self.test, 0, 0.0
         with _evaluating(model, self._job.device):
-            for chunk in torch.arange(len(test)).split(EVALUATED_AT_ONCE):
+            for chunk in torch.split(torch.arange(len(test)), EVALUATED_AT_ONCE):
                 images, labels = self.test_batch(chunk)
                 scores = model(images).float()
                 right += int((scores.argmax(1) == labels).sum())
@@ -159,7 +161,7 @@ class ImageFeed:
         if self._order[0] != epoch:
             generator = Generator().manual_seed(mixed(self._job.seed, "order", epoch))
             order = torch.randperm(self._count, generator=generator)
-            self._order = (epoch, order.split(self._job.protocol.batch))
+            self._order = (epoch, torch.split(order, self._job.protocol.batch))
         return self._order[1][index]
 
 
@@ -205,12 +207,10 @@ class TextFeed:
         Returns:
             `test_perplexity` and `valid_perplexity`: the exponential of the mean loss of a token.
         """
-        return {
-            f"{split}_perplexity": float(torch.tensor(self._loss(model, split), dtype=torch.float64).exp())
-            for split in ("test", "valid")
-        }
+        test, valid = self._loss(model, "test"), self._loss(model, "valid")
+        return {"test_perplexity": _exponential(test), "valid_perplexity": _exponential(valid)}
 
-    def _loss(self, model: nn.Module, split: str) -> float:
+    def _loss(self, model: nn.Module, split: Literal["test", "valid"]) -> float:
         loss, tokens = 0.0, 0
         with _evaluating(model, self._job.device):
             for inputs, targets in self._data.batches(split, _STREAMS, self._job.protocol.length):
@@ -219,3 +219,8 @@ class TextFeed:
                 loss += float(nn.functional.cross_entropy(scores, wanted, reduction="sum"))
                 tokens += wanted.numel()
         return loss / tokens
+
+
+def _exponential(loss: float) -> float:
+    # Of a huge loss it is infinite, where Python's own would raise.
+    return float(torch.tensor(loss, dtype=torch.float64).exp())

@@ -43,8 +43,7 @@ def isolated(job: Job) -> Iterator[None]:
         Nothing.
     """
     device = torch.device(job.device)
-    index = torch.cuda.current_device() if device.index is None and device.type == "cuda" else device.index
-    with torch.random.fork_rng([index] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(mixed(job.seed, "global"))
         yield
 

@@ -12,6 +12,8 @@ from zanalysis.experiments.jobs import Variant, protocol_of, variants
 from zanalysis.experiments.recipes.schema import METRICS, Paper, Protocol, Recipe, Scale
 from zanalysis.verify.verdict import Verdict
 
+_WORDS = {"lr": "learning rate", "kind": "decay", "warmup": "warm-up", "factor": "decay factor"}
+
 __all__ = ["Outcome", "Row", "incomparable", "rows_of", "summary"]
 
 
@@ -143,12 +145,19 @@ def incomparable(recipe: Recipe, scale: Scale, used: Protocol) -> tuple[str, ...
         reasons.append(f"{used.epochs} epochs instead of {paper.epochs}")
     if used.batch != paper.batch:
         reasons.append(f"batch {used.batch} instead of {paper.batch}")
+    for part in ("optimizer", "decay", "augmentation"):
+        one, other = getattr(used, part), getattr(paper, part)
+        for item in dataclasses.fields(one):
+            mine, theirs = getattr(one, item.name), getattr(other, item.name)
+            if mine != theirs:
+                reasons.append(
+                    f"{_WORDS.get(item.name, item.name)} {_plain(mine)} instead of {_plain(theirs)}"
+                )
     variant = variants(recipe, used)[0]
-    mine = protocol_of(recipe, used, variant).arguments
-    theirs = protocol_of(recipe, paper, variant).arguments
-    for name in dict.fromkeys([*mine, *theirs]):
-        if mine.get(name) != theirs.get(name):
-            here, there = (_plain(side.get(name, "default")) for side in (mine, theirs))
+    here_, there_ = (protocol_of(recipe, protocol, variant).arguments for protocol in (used, paper))
+    for name in dict.fromkeys([*here_, *there_]):
+        if here_.get(name) != there_.get(name) and name != recipe.sweep:
+            here, there = (_plain(side.get(name, "default")) for side in (here_, there_))
             reasons.append(f"{name} {here} instead of {there}")
     return tuple(reasons)
 

@@ -6,7 +6,6 @@
 
 import json
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,11 @@ def write_json(path: Path, content: Any) -> None:
         content: what it is to hold; no NaN.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write(path, lambda beside: Path(beside).write_text(text, encoding="utf-8") and None)
+    write(path, lambda beside: _fill(beside, text))
+
+
+def _fill(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
@@ -148,12 +151,12 @@ def finished(files: Files, settings: Mapping[str, Any]) -> dict[str, Any] | None
         reason = difference(settings, record["settings"])
         complete = {"status", "value", "best", "curves", "facts", "seconds"} <= set(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise _in_the_way(files.record, "it is not the record of a training") from None
+        raise RunFileError(_in_the_way(files.record, "it is not the record of a training")) from None
     if reason or not complete:
-        raise _in_the_way(files.record, reason or "it is not complete")
+        raise RunFileError(_in_the_way(files.record, reason or "it is not complete"))
     for path in (files.run, files.weights):
         if not path.is_file():
-            raise _in_the_way(files.record, f"{path.name}, which belongs to it, is missing")
+            raise RunFileError(_in_the_way(files.record, f"{path.name}, which belongs to it, is missing"))
     return record
 
 
@@ -174,7 +177,7 @@ def check_run(files: Files, settings: Mapping[str, Any]) -> None:
     except ZAnalysisError:
         reason = "it is not a run file that can be read"
     if reason:
-        raise _in_the_way(files.run, reason)
+        raise RunFileError(_in_the_way(files.run, reason))
 
 
 def take_up(files: Files, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -196,10 +199,10 @@ def take_up(files: Files, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(files.checkpoint, map_location="cpu", weights_only=True)
         reason = difference(settings, json.loads(state["settings"]))
         reason = reason or ("" if state["format"] == _FORMAT else "it is of another version")
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError):
-        raise _in_the_way(files.checkpoint, "it is not the checkpoint of a training") from None
+    except Exception:  # what damaged bytes make of an unpickler has no type in common
+        raise RunFileError(_in_the_way(files.checkpoint, "it is not the checkpoint of a training")) from None
     if reason:
-        raise _in_the_way(files.checkpoint, reason)
+        raise RunFileError(_in_the_way(files.checkpoint, reason))
     return state if files.run.exists() else None
 
 
@@ -229,8 +232,8 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _in_the_way(path: Path, reason: str) -> RunFileError:
-    return RunFileError(
+def _in_the_way(path: Path, reason: str) -> str:
+    return (
         f"{path} exists already ({reason}), and nothing is overwritten unasked: move it away, choose another "
         "folder with --out, or pass --overwrite to train anew what this experiment needs."
     )

@@ -76,8 +76,8 @@ def run_experiment(
         overwrite: whether trainings start anew, finished ones too.
         threads: of the processor, while it lasts.
         checkpoint_seconds: least time between two checkpoints.
-        watch: given each training's name, its number and how many there are (0: not known); what it returns is told of the
-            progress.
+        watch: given each training's name, its number and how many there are (0: not known); what it returns
+            is told of the progress.
 
     Returns:
         The table, and where everything lies.
@@ -222,7 +222,7 @@ class _Running:
         records = self._records()
         compared = variants(self._recipe, self._protocol)
         rows = rows_of(self._recipe, compared, records)
-        notes = [*self._notes, *self._protocol.ours]
+        notes = [self._setting(), *self._notes, *self._protocol.ours]
         for system in self._recipe.systems:
             notes += [f"{system.title}: {sentence}" for sentence in system.ours]
         reasons = incomparable(self._recipe, self._scale, self._protocol)
@@ -239,6 +239,12 @@ class _Running:
             self._folder / f"{self._recipe.name.replace('/', '-')}.png",
             self._trainings,
         )
+
+    def _setting(self) -> str:
+        job, protocol = self._jobs[0], self._protocol
+        what = "tokens" if isinstance(job.data, TextDataset) else "images"
+        count = len(job.data.train)
+        return f"{protocol.data}, {count:,} training {what}, {protocol.epochs} epochs, {job.precision} on {job.device}"
 
     def _records(self) -> dict[str, dict[str, Any]]:
         """Return every finished training of this experiment in the folder, also those of earlier calls."""

@@ -65,8 +65,8 @@ def train(
     resuming.check_run(files, settings)
     saved = resuming.take_up(files, settings)
     with isolated(job):
-        network = prepared(job)
-        training = _Training(job, files, network, feed_of(job), progress, checkpoint_seconds)
+        feed = feed_of(job)
+        training = _Training(job, files, prepared(job), feed, progress, checkpoint_seconds)
         if saved is not None:
             training.load(saved)
         training.run(goes_on=saved is not None)

@@ -94,8 +94,8 @@ class _Several:
     ) -> None:
         self._jobs, self._common, self._settings = jobs, common, settings
         self._files = [Files(folder, job.name) for job in jobs]
-        self._networks = [prepared(job) for job in jobs]
         self._feeds = [ImageFeed(job) for job in jobs]
+        self._networks = [prepared(job) for job in jobs]
         self._job, self._progress = jobs[0], progress
         self._per_epoch = self._feeds[0].steps_per_epoch
         self._total = self._job.protocol.epochs * self._per_epoch
@@ -176,7 +176,7 @@ class _Several:
         test, device = self._feeds[0].test, self._job.device
         right, loss = torch.zeros(len(self._jobs), dtype=torch.int64), torch.zeros(len(self._jobs))
         loss = loss.double()
-        for chunk in torch.arange(len(test)).split(EVALUATED_AT_ONCE):
+        for chunk in torch.split(torch.arange(len(test)), EVALUATED_AT_ONCE):
             images, labels = self._feeds[0].test_batch(chunk)
             shared = channels_last(images.expand(len(self._jobs), *images.shape))
             with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):

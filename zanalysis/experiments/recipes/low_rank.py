@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from zanalysis.experiments.recipes.residual_networks import CIFAR, IMAGENET, SMALL, SMOKE
-from zanalysis.experiments.recipes.schema import Recipe, System, Tracking
+from zanalysis.experiments.recipes.schema import Protocol, Recipe, Scale, System, Tracking
 
 __all__ = ["RECIPES"]
 
@@ -21,7 +21,7 @@ _OURS = (
     "the paper does not say which matrix of a kernel it measures: here [c_out, c_in · k · k], as it is, less its "
     "initialization, and less the identity",
 )
-_SCALES = {
+_SCALES: dict[Scale, Protocol] = {
     "smoke": replace(SMOKE, tracking=_TRACKING, seeds=1, ours=(*SMOKE.ours, *_OURS)),
     "small": replace(
         SMALL,

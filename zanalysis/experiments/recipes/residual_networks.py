@@ -43,7 +43,7 @@ SMALL = replace(
     CIFAR,
     data="fashion-mnist",
     fallback="digits",
-    epochs=4,
+    epochs=5,
     train=8_000,
     test=2_000,
     arguments={"layers": (2, 2, 2, 2), "width": 8},
@@ -51,7 +51,7 @@ SMALL = replace(
     augmentation=Augmentation(standardize=True),
     tracking=Tracking(per_decade=5, metrics=_SYMMETRY),
     seeds=3,
-    ours=("at this scale 4 epochs with one of warm-up, and no augmentation",),
+    ours=("at this scale 5 epochs with one of warm-up, and no augmentation",),
 )
 SMOKE = replace(
     SMALL,

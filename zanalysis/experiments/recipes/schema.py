@@ -119,7 +119,7 @@ class Tracking:
     references: tuple[str | None, ...] = (None, "init")
     tensors: tuple[str, ...] = ("weight",)
     layers: tuple[str, ...] | None = None
-    view: str = "out"
+    view: Literal["out", "in", "taps"] = "out"
     spectrum_size: int = 16
     budget: float | None = None
 
