@@ -67,7 +67,7 @@ def figure(
         raise InputError(f"there is no figure {which!r}; {did_you_mean(which, FIGURES)}")
     # Loaded only here, because it brings the plotting library.
     from zanalysis import figures
-    from zanalysis.figures.canvas import checked_target
+    from zanalysis.figures.files import checked_target
 
     checked_target(out, overwrite)
     given = {"--layer": layer, "--reference": reference, "--metric": metric}
@@ -97,7 +97,18 @@ def _one(sources: list[Path], what: str) -> Path:
 
 
 def _single(values: Layers, option: str) -> dict[str, Any]:
-    """Return what an option that may stand once was given."""
+    """Return what an option that may stand once was given.
+
+    Args:
+        values: of the option.
+        option: its name.
+
+    Returns:
+        The argument of the figure; none if the option was not given.
+
+    Raises:
+        InputError: if it was given more often.
+    """
     if values is None:
         return {}
     if len(values) > 1:

@@ -4,11 +4,12 @@ Without `axes=` each draws on a new sheet that pyplot does not know; `axes.figur
 it, and `save_figure` writes it.
 """
 
-from zanalysis.figures.canvas import save_figure
 from zanalysis.figures.complexity import figure_6
 from zanalysis.figures.depth import figure_4
+from zanalysis.figures.files import save_figure
+from zanalysis.figures.jacobian import jacobian_over_training
 from zanalysis.figures.network import figure_2
-from zanalysis.figures.spectra import jacobian_over_training, spectrum_heatmap, staircase
+from zanalysis.figures.spectra import spectrum_heatmap, staircase
 from zanalysis.figures.tables import table_2, table_3, table_4
 from zanalysis.figures.theorem import figure_3, panels_of_figure_3, save_figure_3
 from zanalysis.figures.trajectories import figure_5

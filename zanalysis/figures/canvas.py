@@ -1,4 +1,4 @@
-"""What all figures share: the sheet they are drawn on, the look of a system, gaps, legends, and the file.
+"""What all figures share: the sheet they are drawn on, the look of a system, legends and captions.
 
 A sheet is a `matplotlib.figure.Figure` that pyplot never hears of: no window, no backend, nothing to close, and
 no setting outside it changes. A system keeps its colour, line and marker in every figure, and no two differ by
@@ -6,11 +6,9 @@ colour alone, so that they stay apart in grey print and for colour-blind readers
 """
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -21,28 +19,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, SymmetricalLogLocator
 
-from zanalysis.errors import InputError, did_you_mean
+from zanalysis.errors import InputError
 
 __all__ = [
-    "FORMATS",
     "GREY",
     "Sheet",
     "Style",
     "caption",
-    "checked_target",
     "legend",
     "note",
     "over_steps",
     "panels",
-    "save_figure",
     "sheet",
     "single",
     "styles",
 ]
 
-FORMATS = ("pdf", "png", "svg")
 GREY = "0.35"
-_DPI = 200
 _ON_SCREEN = 110
 _MOST_SENTENCES = 6
 
@@ -286,64 +279,3 @@ def caption(shown: Sequence[Axes], *sentences: str) -> None:
     figure.supxlabel(
         "\n".join(fill(sentence, width) for sentence in said), x=0.01, ha="left", fontsize=7, color=GREY
     )
-
-
-def save_figure(
-    axes: Axes | Sequence[Axes] | Figure, path: str | os.PathLike[str], overwrite: bool = False
-) -> Path:
-    """Write a figure to a file, as its suffix says: the same figure gives the same bytes.
-
-    Args:
-        axes: the figure, or axes of it.
-        path: where it is to lie: .pdf or .svg (vectors) or .png (200 dots per inch).
-        overwrite: whether a file that is there is replaced.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: if the suffix is unknown, the folder is missing, the file is there already, or it cannot be written.
-    """
-    target = checked_target(path, overwrite)
-    suffix = target.suffix.lower().removeprefix(".")
-    # Neither the date nor random names: what did not change stays the same in version control.
-    metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}[suffix]
-    figure = axes if isinstance(axes, Figure) else np.asarray(axes, dtype=object).flat[0].figure
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with mpl.rc_context({"svg.hashsalt": "zanalysis", "pdf.fonttype": 42}):
-            figure.savefig(beside, format=suffix, dpi=_DPI, metadata=metadata)
-        beside.replace(target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
-    return target
-
-
-def checked_target(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """Return where a figure may be written.
-
-    Args:
-        path: the file.
-        overwrite: whether one that is there may be replaced.
-
-    Returns:
-        Its path.
-
-    Raises:
-        InputError: if the suffix is unknown, the folder is missing, or the file is there already.
-    """
-    target = Path(path)
-    suffix = target.suffix.lower().removeprefix(".")
-    if suffix not in FORMATS:
-        raise InputError(
-            f"cannot write {target}: unknown suffix {target.suffix!r}; {did_you_mean(suffix, FORMATS)}"
-        )
-    if not target.parent.is_dir():
-        raise InputError(f"cannot write {target}: there is no folder {target.parent}; make it first.")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise InputError(
-            f"{target} exists already; choose another name, or pass overwrite (--overwrite) to replace it."
-        )
-    return target

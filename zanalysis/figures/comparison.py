@@ -50,6 +50,7 @@ def read_comparison(results: Results) -> Comparison:
 
     Raises:
         InputError: if it is something else, or empty.
+        RunFileError: if there is no such file.
     """
     if isinstance(results, pd.DataFrame):
         return _from_table(results)
@@ -118,7 +119,14 @@ def _from_results(said: Mapping[str, Any]) -> Comparison:
 
 
 def _sweep(said: Mapping[str, Any]) -> str:
-    """Find the name of what is swept: the model's argument that has its value."""
+    """Find the name of what is swept: the model's argument that has its value.
+
+    Args:
+        said: what `results.json` holds.
+
+    Returns:
+        Its name.
+    """
     for record in said.get("trainings", {}).values():
         settings = record["settings"]
         for name, value in settings.get("arguments", {}).items():

@@ -23,7 +23,8 @@ from zanalysis.figures.measured import (
     read_measured,
     tidy_curves,
 )
-from zanalysis.figures.sources import RESULTS, Labelled, Sources, against, labelled, layers_of, trajectories
+from zanalysis.figures.recorded import layers_of, trajectories
+from zanalysis.figures.sources import RESULTS, Labelled, Sources, against, labelled
 from zanalysis.figures.trajectories import METRICS, draw_trajectories, explained
 
 __all__ = ["figure_6"]
@@ -186,9 +187,11 @@ def _tucker(
     _mark(axes, level, crossings, look)
     full = table["rank_out"].max()
     found = _compared([Crossing(c.system, 100 * c.at / full, c.end) for c in crossings], "{:.0f} %")
-    return [f"Rank needed at equal scores ({level:.4g}, the worse of the whole less {tolerance:g}), of {full}: {found}. "
-            "The paper: 30 % less for ZerO.",
-            "* The rank over input channels falls in proportion; the axis runs from the whole kernel to nothing."]  # fmt: skip
+    return [
+        f"Rank needed at equal scores ({level:.4g}, the worse of the whole less {tolerance:g}), of {full}: "
+        f"{found}. The paper: 30 % less for ZerO.",
+        "* The rank over input channels falls in proportion; the axis runs from the whole kernel to nothing.",
+    ]
 
 
 def _mark(axes: Axes, level: float, crossings: Sequence[Crossing], look: Mapping[str, Style]) -> None:

@@ -86,15 +86,15 @@ def _line(axes: Axes, system: str, part: pd.DataFrame, style: Style) -> None:
 
 
 def _crosses(axes: Axes, part: pd.DataFrame, style: Style, number: int) -> None:
-    lost = part[part["diverged"]].groupby("at")["seed"].count()
-    total = part.groupby("at")["seed"].count()
     foot = 0.03 + 0.05 * number
-    for at, count in lost.items():
+    across = axes.get_xaxis_transform()
+    for at in sorted(set(part.loc[part["diverged"], "at"])):
+        own = part.loc[part["at"] == at, "diverged"]
         axes.plot([at], [foot], linestyle="", marker="x", markersize=7, markeredgewidth=2, color=style.color,
-                  transform=axes.get_xaxis_transform(), label="_diverged", zorder=5)  # fmt: skip
-        if total[at] > 1:
-            axes.annotate(f"{count}/{total[at]}", (float(str(at)), foot), xycoords=axes.get_xaxis_transform(),
-                          xytext=(6, 0), textcoords="offset points", fontsize=6.5, va="center", color=style.color)  # fmt: skip
+                  transform=across, label="_diverged", zorder=5)  # fmt: skip
+        if len(own) > 1:
+            axes.annotate(f"{own.sum()}/{len(own)}", (at, foot), xycoords=across, xytext=(6, 0), fontsize=6.5,
+                          textcoords="offset points", va="center", color=style.color)  # fmt: skip
 
 
 def _room_below(axes: Axes, systems: int) -> None:

@@ -41,9 +41,9 @@ def figure_2(
     """Draw Figure 2 of the ZerO paper: each weight matrix at the start, and below it what training added.
 
     Above: the size of every entry at the start. Below: the residual after training, its size logarithmic and exact
-    zeros white: `W − α·I*`, α being what weight decay left of the identity, or `W − W_0`. Under the partial identity it stays inside
-    the first N_x rows and columns, outlined, which is Theorem 1 (ii) of the paper. A matrix of more than 512 rows or
-    columns is shrunk, each cell being the largest of its entries.
+    zeros white: `W − α·I*`, α being what weight decay left of the identity, or `W − W_0`. Under the partial identity
+    it stays inside the first N_x rows and columns, outlined, which is Theorem 1 (ii) of the paper. A matrix of more
+    than 512 rows or columns is shrunk, each cell being the largest of its entries.
 
     Args:
         start: the weights at the start: a state dict, a checkpoint, or a file that `hooks.Recorder` wrote, which holds
@@ -86,7 +86,8 @@ def figure_2(
     shown = panels(axes, 2, len(names), (2.3, 2.4))
     residuals = {name: _residual(last[name], first[name], reference) for name in names}
     norm = _norm(list(residuals.values()))
-    upper = lower = None
+    upper: Any = None
+    lower: Any = None
     for place, name in enumerate(names):
         upper = _start(shown[place], name, first[name])
         lower = _end(shown[len(names) + place], name, residuals[name], n_x, norm, _SUBTRACTED[reference])
@@ -100,8 +101,8 @@ def figure_2(
         bar.ax.tick_params(labelsize=7)
     caption(
         shown,
-        f"Above: the weights at the start. Below: after training, less {_SUBTRACTED[reference]}; white is exactly zero. "
-        f"Outlined: the first N_x = {n_x} rows and columns.",
+        f"Above: the weights at the start. Below: after training, less {_SUBTRACTED[reference]}; white is exactly "
+        f"zero. Outlined: the first N_x = {n_x} rows and columns.",
         "Large matrices are shrunk; each cell is the largest of its entries."
         if any(max(first[name].shape) > _PIXELS for name in names) else "",
     )  # fmt: skip
@@ -117,7 +118,7 @@ def _ends(start: State, trained: State | None) -> tuple[dict[str, torch.Tensor],
         checkpoints = open_checkpoints(start)
         if trained is None and len(checkpoints) == 1:
             raise InputError(
-                f"{start} holds one step only; pass the trained weights too, or a file of hooks.Recorder with both ends."
+                f"{start} holds one step only; pass the trained weights too, or a file of hooks.Recorder with both."
             )
         first = _loaded(checkpoints[0])
         if trained is None:

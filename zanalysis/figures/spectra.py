@@ -1,4 +1,4 @@
-"""What the paper lacks: singular values over training, of weights and of the model's Jacobian."""
+"""What the paper lacks: the singular values of a layer over training, as a heat map and as a staircase."""
 
 import math
 import os
@@ -14,27 +14,49 @@ from matplotlib.colors import LogNorm
 
 from zanalysis.analyzers.naming import selected
 from zanalysis.errors import InputError, did_you_mean
-from zanalysis.figures.canvas import GREY, caption, legend, over_steps, single
-from zanalysis.figures.sources import against, maximal_rank
+from zanalysis.figures.canvas import caption, legend, over_steps, single
+from zanalysis.figures.recorded import maximal_rank
+from zanalysis.figures.sources import against
 from zanalysis.runfile.reader import Run, open_run
 from zanalysis.runfile.tables import Spectra
 from zanalysis.verify.verdict import Verdict
 
-__all__ = ["jacobian_over_training", "spectrum_heatmap", "staircase"]
+__all__ = ["FLOOR", "LINES", "Source", "opened", "shades", "spectrum_heatmap", "staircase"]
 
 Source = Run | str | os.PathLike[str]
 Array = npt.NDArray[np.float64]
-_FLOOR = 1e-8
+FLOOR = 1e-8
 """Below this share of the largest, a singular value of float32 weights is rounding."""
-_LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 
 
-def _opened(run: Source) -> Run:
+def opened(run: Source) -> Run:
+    """Return an open run.
+
+    Args:
+        run: a run, or the path of one.
+
+    Returns:
+        The run.
+    """
     return run if isinstance(run, Run) else open_run(run)
 
 
 def _spectrum(run: Run, layer: str | None, tensor: str, reference: str | None) -> tuple[str, str, Spectra]:
-    """Find a recorded spectrum: of the only layer if none is named, of the update if no reference is."""
+    """Find a recorded spectrum.
+
+    Args:
+        run: the run.
+        layer: a name or glob; the only layer if None.
+        tensor: of which tensor.
+        reference: what was subtracted; the update since the start, else the first that is recorded, if None.
+
+    Returns:
+        The layer, the reference and the spectrum.
+
+    Raises:
+        InputError: if there is none, or more than one layer.
+    """
     own = [key for key in run.spectrum_keys if key.tensor == tensor]
     names = list(dict.fromkeys(key.layer for key in own))
     if not names:
@@ -59,7 +81,14 @@ def _spectrum(run: Run, layer: str | None, tensor: str, reference: str | None) -
 
 
 def _missing(spectra: Spectra) -> list[str]:
-    """Say at which steps there is no singular value at all."""
+    """Say at which steps there is no singular value at all.
+
+    Args:
+        spectra: over time.
+
+    Returns:
+        A sentence, or none.
+    """
     at = spectra.steps[np.isnan(spectra.values).all(axis=1)]
     if not len(at):
         return []
@@ -104,16 +133,17 @@ def spectrum_heatmap(
     Raises:
         InputError: if no such spectrum is recorded, or no number is in it.
     """
-    opened = _opened(run)
-    name, reference, spectra = _spectrum(opened, layer, tensor, reference)
+    record = opened(run)
+    name, reference, spectra = _spectrum(record, layer, tensor, reference)
     values = np.asarray(spectra.values, float)
     known = values[np.isfinite(values)]
     if not len(known):
-        raise InputError(f"{opened.path} has no singular value of {name!r} yet; there is nothing to draw.")
+        raise InputError(f"{record.path} has no singular value of {name!r} yet; there is nothing to draw.")
     shown = single(axes, (6.4, 3.8))
     largest = float(known.max()) or 1.0
-    lowest = max(float(known[known > 0].min(initial=largest)), _FLOOR * largest)
-    norm = LogNorm(min(lowest, largest / 10), largest)
+    lowest = max(float(known[known > 0].min(initial=largest)), FLOOR * largest)
+    lowest = min(lowest, largest / 10)
+    norm = LogNorm(lowest, largest)
     shown.set_facecolor("white")
     shown.fill_between([0, 1], 0, 1, transform=shown.transAxes, facecolor="none", hatch="////", edgecolor="0.8",
                        linewidth=0, zorder=0, label="_unrecorded")  # fmt: skip
@@ -121,16 +151,16 @@ def spectrum_heatmap(
     colors = _palette()
     edges = _edges(spectra.steps)
     # Zero has no logarithm: it is drawn as what lies below the scale.
-    visible = np.ma.masked_invalid(np.maximum(values, 0.1 * norm.vmin))
+    visible = np.ma.masked_invalid(np.maximum(values, 0.1 * lowest))
     drawn = shown.pcolormesh(edges, np.arange(k + 1) + 0.5, visible.T, norm=norm, cmap=colors, zorder=2)
     shown.set_ylim(k + 0.5, 0.5)
     shown.grid(visible=False)
     over_steps(shown, spectra.steps)
     shown.set_xlim(edges[0], edges[-1])
-    most = maximal_rank(opened, name)
+    most = maximal_rank(record, name)
     shown.set_ylabel(f"index i of $\\sigma_i$ ({k}{'' if math.isnan(most) else f' of {most:g}'} recorded)")
     shown.set_title(f"layer {name}, {tensor}: {against(reference)}", fontsize=9)
-    under = bool((known < norm.vmin).any())
+    under = bool((known < lowest).any())
     bar = shown.figure.colorbar(drawn, ax=shown, extend="min" if under else "neither", pad=0.02)
     bar.ax.tick_params(labelsize=7)
     bar.set_label(r"singular value $\sigma_i$, logarithmic", fontsize=8)
@@ -159,8 +189,7 @@ def staircase(
     Args:
         run: a run with spectra, its path, or a spectrum over time: `.steps` `[T]` and `.values` `[T, k]`.
         layer: its name, or a glob that matches one; may be left out where only one has a spectrum.
-        reference: what was subtracted; if None ``"init"``, the update, of which the low-rank trajectory is one, where that
-            is recorded, else the first that is.
+        reference: what was subtracted; if None ``"init"``, the update, where that is recorded, else the first that is.
         emergence: when each value emerges: steps, largest value first; or what `za.verify_glrl` found, its evidence.
         theory: what is expected: a spectrum over time, drawn dashed; or steps of emergence, drawn as triangles.
         most: how many values are drawn.
@@ -183,15 +212,15 @@ def staircase(
     if isinstance(run, Spectra):
         name, reference, spectra = layer or "", reference or "init", run
     else:
-        name, reference, spectra = _spectrum(_opened(run), layer, "weight", reference)
+        name, reference, spectra = _spectrum(opened(run), layer, "weight", reference)
     values = np.asarray(spectra.values, float)
     if not np.isfinite(values).any():
         raise InputError(f"there is no singular value of {name!r} to draw yet.")
     shown = single(axes, (6.4, 3.9))
     count = min(most, values.shape[1])
-    colors = _shades(count)
+    colors = shades(count)
     for i in range(count):
-        shown.plot(spectra.steps, values[:, i], color=colors[i], linestyle=_LINES[i % 4], linewidth=1.7,
+        shown.plot(spectra.steps, values[:, i], color=colors[i], linestyle=LINES[i % 4], linewidth=1.7,
                    label=f"$\\sigma_{{{i + 1}}}$")  # fmt: skip
     if logarithmic:
         shown.set_yscale("log")
@@ -201,18 +230,38 @@ def staircase(
     shown.set_title((f"layer {name}: " if name else "") + against(reference), fontsize=9)
     over_steps(shown, spectra.steps)
     legend([shown], columns=6)
-    caption([shown], *_missing(spectra),
-            f"The {count} largest of {values.shape[1]} recorded values." if count < values.shape[1] else "")  # fmt: skip
+    fewer = f"The {count} largest of {values.shape[1]} recorded values." if count < values.shape[1] else ""
+    caption([shown], *_missing(spectra), fewer)
     return shown
 
 
-def _shades(count: int) -> list[Any]:
-    # From dark to middling, so that the last is still seen on white.
+def shades(count: int) -> list[Any]:
+    """Return colours for singular values in their order, from dark to middling.
+
+    Args:
+        count: how many.
+
+    Returns:
+        The colours.
+    """
+    # The lightest is still seen on white.
     return [mpl.colormaps["viridis"](0.85 * i / max(count - 1, 1)) for i in range(count)]
 
 
 def _steps_of(given: Any, layer: str, reference: str) -> list[float]:
-    """Return when each singular value emerges, NaN where it does not, largest first."""
+    """Return when each singular value emerges.
+
+    Args:
+        given: steps, a table of evidence, or a verdict with one.
+        layer: its name.
+        reference: what was subtracted.
+
+    Returns:
+        Steps, largest value first; NaN where it does not emerge.
+
+    Raises:
+        InputError: if a table lacks a column.
+    """
     table = given.evidence if isinstance(given, Verdict) else given
     if table is None:
         return []
@@ -253,76 +302,3 @@ def _theory(axes: Axes, theory: Spectra | Sequence[float] | None, count: int) ->
     at = [float(step) for step in theory][:count]
     axes.plot(at, [0] * len(at), marker=7, markersize=8, color="black", linestyle="", clip_on=False, zorder=6,
               transform=axes.get_xaxis_transform(), label="theory: emerges")  # fmt: skip
-
-
-def jacobian_over_training(run: Source, axes: Axes | None = None) -> Axes:
-    """Draw the singular values of the model's Jacobian over training, on a logarithmic axis.
-
-    A line for each index, the median over the samples of the probe, and a band from the smallest to the largest sample.
-    At 1, dashed, a direction of the input neither grows nor shrinks (dynamical isometry: all values are near it).
-
-    Args:
-        run: a run recorded with `metrics=(…, "jacobian_singular_values")` and a `probe`, or its path.
-        axes: to draw into; a new figure if None.
-
-    Returns:
-        The Axes.
-
-    Raises:
-        InputError: if no Jacobian is recorded, or no number is in it.
-    """
-    opened = _opened(run)
-    keys = [key for key in opened.spectrum_keys if key.tensor == "jacobian"]
-    if not keys:
-        raise InputError(
-            f"{opened.path} has no Jacobian; record it with metrics=(…, 'jacobian_singular_values') and probe=…."
-        )
-    each = [opened.spectra(key.layer, key.tensor, key.reference) for key in keys]
-    steps = each[0].steps
-    values = np.stack([one.values for one in each])
-    above = [i for i in range(values.shape[2]) if (values[:, :, i] > 0).any()]
-    if not above:
-        raise InputError(
-            f"{opened.path} has no singular value of a Jacobian above zero yet; there is nothing to draw."
-        )
-    shown = single(axes, (6.4, 3.9))
-    indices = sorted({above[round(place)] for place in np.linspace(0, len(above) - 1, min(len(above), 6))})
-    for place, (i, color) in enumerate(zip(indices, _shades(len(indices)), strict=True)):
-        low, middle, high = _over_samples(values[:, :, i])
-        shown.plot(steps, middle, color=color, linestyle=_LINES[place % 4], linewidth=1.7,
-                   label=f"$\\sigma_{{{i + 1}}}$")  # fmt: skip
-        shown.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
-    shown.set_yscale("log")
-    shown.axhline(
-        1, color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), label="1: lengths are kept", zorder=1.5
-    )
-    shown.set_ylabel("singular value of the Jacobian, logarithmic")
-    over_steps(shown, steps)
-    legend([shown], columns=7)
-    foot, top = shown.get_ylim()
-    shown.set_ylim(max(foot, _FLOOR * top), top)
-    zero = int((values == 0).sum())
-    missing = steps[np.isnan(values).all(axis=(0, 2))]
-    caption(
-        [shown],
-        f"Lines: median over {len(keys)} samples; bands: from the smallest to the largest.",
-        f"{len(above)} singular values were recorded; {len(indices)} are drawn."
-        if len(indices) < len(above)
-        else "",
-        f"{zero} of all recorded values are zero, which this axis cannot show." if zero else "",
-        f"Gap at {len(missing)} steps from {missing[0]} to {missing[-1]}: see the run's table."
-        if len(missing)
-        else "",
-    )
-    return shown
-
-
-def _over_samples(part: Array) -> tuple[Array, Array, Array]:
-    """Return the smallest above zero, the median and the largest of `[samples, T]` at each step; NaN for zero or none."""
-    low, middle, high = (np.full(part.shape[1], np.nan) for _ in range(3))
-    for step, column in enumerate(part.T):
-        known = column[np.isfinite(column)]
-        if (known > 0).any():
-            low[step], high[step] = known[known > 0].min(), known.max()
-            middle[step] = np.median(known) or np.nan
-    return low, middle, high

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from zanalysis.errors import InputError
-from zanalysis.figures.canvas import save_figure, sheet
+from zanalysis.figures.canvas import sheet
+from zanalysis.figures.files import save_figure
 from zanalysis.figures.sources import labelled
 from zanalysis.runfile.reader import Run, open_run
 from zanalysis.verify.perceptron import Perceptron

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from zanalysis.analyzers.naming import Selection
 from zanalysis.errors import InputError
 from zanalysis.figures.canvas import GREY, Style, caption, legend, over_steps, panels, styles
-from zanalysis.figures.sources import Sources, Trajectory, against, labelled, layers_of, trajectories
+from zanalysis.figures.recorded import Trajectory, layers_of, trajectories
+from zanalysis.figures.sources import Labelled, Sources, against, labelled
 
 __all__ = ["METRICS", "draw_trajectories", "figure_5"]
 
@@ -95,10 +96,10 @@ def _sheet(axes: Axes | Sequence[Axes] | None, lines: int, columns: int, count: 
 
 
 def _of(
-    sources: Sequence[tuple[str, object]], layer: str, metric: str, reference: str | Mapping[str, str]
+    sources: Sequence[Labelled], layer: str, metric: str, reference: str | Mapping[str, str]
 ) -> list[Trajectory]:
     if isinstance(reference, str):
-        return trajectories(sources, layer, metric, reference)  # type: ignore[arg-type]
+        return trajectories(sources, layer, metric, reference)
     labels = list(dict.fromkeys(label for label, _ in sources))
     if unknown := [label for label in labels if label not in reference]:
         raise InputError(
@@ -111,7 +112,7 @@ def _of(
             [pair for pair in sources if pair[0] == label],
             layer,
             metric,
-            reference[label],  # type: ignore[misc]
+            reference[label],
         )
     ]
 
@@ -194,8 +195,9 @@ def _gaps(axes: Axes, own: Sequence[Trajectory], style: Style, number: int) -> l
     """
     steps = sorted({int(step) for one in own for step in one.steps[np.isnan(one.values)]})
     if steps:
-        axes.plot(steps, [0.015 + 0.03 * number] * len(steps), linestyle="", marker="|", markersize=5, color=style.color,
-                  transform=axes.get_xaxis_transform(), label="_gaps", clip_on=False)  # fmt: skip
+        foot = [0.015 + 0.03 * number] * len(steps)
+        axes.plot(steps, foot, linestyle="", marker="|", markersize=5, color=style.color, label="_gaps",
+                  transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
     gaps = []
     for word in dict.fromkeys(
         w for one in own for w, v in zip(one.statuses, one.values, strict=True) if np.isnan(v)
@@ -227,5 +229,5 @@ def _maxima(axes: Axes, found: Sequence[Trajectory]) -> None:
             label="maximum, min(m, n)",
             zorder=1.5,
         )
-        axes.annotate(f"{most:g}", (1, most), xycoords=axes.get_yaxis_transform(), xytext=(2, 0),
-                      textcoords="offset points", fontsize=7, color=GREY, va="center", annotation_clip=False)  # fmt: skip
+        axes.annotate(f"{most:g}", (1, most), xycoords=axes.get_yaxis_transform(), xytext=(2, 0), fontsize=7,
+                      textcoords="offset points", color=GREY, va="center", annotation_clip=False)  # fmt: skip
