@@ -77,7 +77,10 @@ def _spectrum(run: Run, layer: str | None, tensor: str, reference: str | None) -
         raise InputError(
             f"{run.path} has no spectrum of {chosen[0]!r} against {which!r}; {did_you_mean(which, references)}"
         )
-    return chosen[0], which, run.spectra(chosen[0], tensor, which)
+    found = run.spectra(chosen[0], tensor, which)
+    # A file has room for more values than a small matrix has.
+    width = int(np.isfinite(found.values).any(axis=0).sum())
+    return chosen[0], which, Spectra(found.steps, found.values[:, :width])
 
 
 def _missing(spectra: Spectra) -> list[str]:
