@@ -11,8 +11,10 @@ from torch import nn
 
 from hooks.account import Account, account_of
 from hooks.agenda import Agenda
+from hooks.alerts import OnAlert
 from hooks.arguments import check_settings, checked_path, checked_tensors
 from hooks.attachment import Attachment, described, staged
+from hooks.audience import Audience, OnRecord, checked_alerts, recorded_of
 from hooks.beside import Beside, settings_of
 from hooks.budget import Budget, Due, checked_budget, own_answer
 from hooks.columns import Columns, plans_of
@@ -21,14 +23,13 @@ from hooks.guards import cpu_by_default
 from hooks.journal import Journal
 from hooks.layers import Selection, select_layers
 from hooks.probing import JacobianOptions
-from hooks.reducer import OnRecord, Reducer
+from hooks.reducer import Reducer
 from hooks.references import Initials, named_references, reference_of, take_up_initial
 from hooks.schedules import Schedule, every
 from hooks.staging import OnFull
 from hooks.taps import Taps, unwrapped
 from zanalysis.analyzers.matrices import View
 from zanalysis.analyzers.metrics import UserMetric, checked_metrics, checked_tolerances
-from zanalysis.errors import NotBuiltYetError
 from zanalysis.runfile import Initial, MemoryWriter, RunWriter
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class RankTracker(Attachment):
         budget: float | None = None,
         alerts: Sequence[Any] = (),
         on_record: OnRecord | None = None,
+        on_alert: OnAlert | None = None,
         spectrum_size: int = 16,
         attributes: Mapping[str, Any] | None = None,
         span_window: int = 1,
@@ -130,8 +132,11 @@ class RankTracker(Attachment):
                 counts it (``"drop"``).
             budget: the share of the time that recording may take, such as 0.02: due steps that would exceed it
                 are left out, and counted in an event. Step 0 is recorded all the same.
-            alerts: predicates over the table; not in this version.
-            on_record: called with the step and the rows of each record.
+            alerts: predicates over the table of the newest record, and those of `hooks.alerts`: logged,
+                recorded as events and given to `on_alert`; they stop nothing.
+            on_record: called with the step and the rows of each record, in the loop; recorded spectra are in their
+                attribute `spectra`.
+            on_alert: called with each `hooks.alerts.Alarm`, in the loop.
             spectrum_size: how many singular values a recorded spectrum keeps.
             attributes: facts of the user's own, stored with the run as JSON.
             span_window: how many steps, up to the recorded one, a ``"span_dimension"`` is of.
@@ -144,13 +149,11 @@ class RankTracker(Attachment):
         Raises:
             InputError: if an argument is not what was expected.
             RunFileError: if the file cannot be written.
-            NotBuiltYetError: if an option is asked for that this version does not have.
         """
-        if alerts:
-            raise NotBuiltYetError("RankTracker(alerts=…)")
         followed = checked_tensors(tensors)
         check_settings(schedule, start, spectrum_size, on_full, flush_seconds)
         schedule = every(50) if schedule is None else schedule
+        watched = checked_alerts(alerts)
         check_supported(model, followed)
         reshard(model)
         chosen = select_layers(model, layers, view)
@@ -192,6 +195,8 @@ class RankTracker(Attachment):
         agenda = Agenda(due, settings.window, start)
         beside = Beside(chosen, settings, agenda, self._account, spectrum_size, exchange)
         self._columns = Columns(chosen, plans, spectrum_size, beside.series, beside.spectra)
+        known = recorded_of(self._columns, chosen, view) if watched else None
+        audience = Audience(self._columns, on_record, watched, known, on_alert)
         facts = described(
             model, chosen, optimizers, schedule, start, attributes,
             metrics=list(dict.fromkeys(series.metric for series in self._columns.series)),
@@ -261,7 +266,7 @@ class RankTracker(Attachment):
                 self._journal,
                 self._account,
                 due.budget,
-                on_record,
+                audience,
             )
             if start == 0 or due.scheduled(start):
                 reducer.record(start)
