@@ -344,7 +344,7 @@ def _rows(
 def _numbers(
     table: "pd.DataFrame", names: Collection[str], metric: str, tensor: str, reference: str | None
 ) -> list[tuple[str, str, float]]:
-    """Pick numbers of some layers out of a table: layer, reference, value; of every reference where it is None."""
+    # Layer, reference and value; of every reference where it is None.
     kept = table[(table["metric"] == metric) & (table["tensor"] == tensor) & table["layer"].isin(list(names))]
     if reference is not None:
         kept = kept[kept["reference"] == reference]

@@ -13,6 +13,7 @@ from zanalysis.analyzers.metrics import NONE, Key, Plan
 from zanalysis.analyzers.norms import SMALL
 from zanalysis.analyzers.small import stable_ranks
 from zanalysis.analyzers.statuses import CODES
+from zanalysis.errors import InputError
 
 __all__ = ["Measured", "OnError", "groups_of", "matrix_shape", "measure"]
 
@@ -166,8 +167,13 @@ def _measured(
 ) -> Measured:
     count = len(layer.matrices)
     try:
+        tensor = layer.read()
+        if tensor.ndim == 2 < len(layer.shape) and count > 1:
+            raise InputError(
+                f"its shape is {list(tensor.shape)}, but {list(layer.shape)} held {count} matrices."
+            )
         measurements, spectra = plan.evaluate(
-            layer.read(),
+            tensor,
             references[layer.name],
             view,
             lambda key, error: on_error(layer, key, error),

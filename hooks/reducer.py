@@ -211,7 +211,7 @@ class Reducer(Observer):
     def _hold(self, place: Place, layer: Layer, tensor: Tensor) -> None:
         self._held[place] = _Held(
             layer.name,
-            layer.model,
+            layer.root,
             layer.path,
             layer.attribute,
             layer.matrices if place.tensor == "gradient" else (layer.name,),

@@ -275,7 +275,8 @@ class RankTracker(Attachment):
             reducer.listen_to(taps)
             self._reducer = reducer
             undo.pop_all()
-        self._live(taps, partial(_complete, due.budget))
+        self._beside = beside
+        self._live(taps, chosen, team is not None, partial(_complete, due.budget))
 
     def table(self) -> "pd.DataFrame":
         """Return every number recorded so far.
@@ -299,6 +300,9 @@ class RankTracker(Attachment):
             np.array([row[i] for row in rows]).reshape(len(rows), len(series)) for i in (1, 2, 3)
         )
         return scalar_table(series, steps, value, tolerance, status.astype(np.uint8))
+
+    def _follow(self, model: nn.Module) -> None:
+        self._beside.follow(model)
 
     def _detached(self) -> None:
         self._reducer.release()
