@@ -65,7 +65,13 @@ def samples_of(layer: Layer, z: Tensor) -> Tensor:
 
 
 class Reducer(Observer):
-    """Measures the tensors of the layers at the steps that are due."""
+    """Measures the tensors of the layers at the steps that are due.
+
+    Attributes:
+        recorded: the last step that was recorded; None before the first.
+    """
+
+    recorded: int | None = None
 
     def __init__(
         self,
@@ -290,6 +296,7 @@ class Reducer(Observer):
                     if self._audience is not None:
                         self._audience.tell(step, known, self._journal)
             self._journal.overhead(self._account)
+            self.recorded = step
         except Exception as error:
             self._journal.note(step, "record", "record", f"step {step} could not be recorded: {error!r}")
         finally:

@@ -301,6 +301,11 @@ class RankTracker(Attachment):
         )
         return scalar_table(series, steps, value, tolerance, status.astype(np.uint8))
 
+    @property
+    def recorded(self) -> int | None:
+        """The last step that was recorded, in completed optimizer steps; None where this process records none."""
+        return self._reducer.recorded
+
     def _follow(self, model: nn.Module) -> None:
         self._beside.follow(model)
 
