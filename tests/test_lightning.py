@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from snippets import run as execute
+from snippets import snippets_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning:ligh
 
 import lightning as L  # noqa: E402
 
+from hooks.integrations import lightning  # noqa: E402
 from hooks.integrations.lightning import RankTrackerCallback  # noqa: E402
 
 OPTIONS = {
@@ -338,3 +341,27 @@ def test_an_optimizer_that_is_not_there_is_refused_when_training_begins(tmp_path
     with pytest.raises(InputError, match=r"got optimizers = \[1\], but the trainer has 1"):
         trainer(RankTrackerCallback(tmp_path / "run.h5", optimizers=1), tmp_path).fit(made(), loader())
     assert not (tmp_path / "run.h5").exists()
+
+
+def test_the_snippet_gives_the_table_of_the_plain_loop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = snippets_of(lightning).values()
+    names = execute(code)
+    L.seed_everything(0)
+    model = names["Classifier"]()
+    inputs, labels = torch.randn(256, 16), torch.randint(4, (256,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    with RankTracker(model, optimizer, schedule=every(5)) as tracker:
+        for _ in range(2):
+            for x, y in zip(inputs.split(32), labels.split(32), strict=True):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model.net(x), y)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+    run = open_run("run.h5")
+    pd.testing.assert_frame_equal(run.table(), tracker.table())
+    assert run.steps.tolist() == [0, 5, 10, 15]
+    logged = run.logged().set_index("step")["loss"]
+    np.testing.assert_allclose(logged[[5, 10, 15]], [losses[step - 1] for step in (5, 10, 15)], rtol=1e-6)
