@@ -21,14 +21,13 @@ nothing is remembered: what is still the matter is said again.
         ...
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from hooks.alerting import Alarm, Alert, Numbers, OnAlert, Predicate, Recorded, chosen, recorded_layers
 from zanalysis.analyzers.metrics import NONE
-from zanalysis.analyzers.naming import Selection, selected
-from zanalysis.errors import InputError, did_you_mean
-from zanalysis.runfile import Series
+from zanalysis.analyzers.naming import Selection
+from zanalysis.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,55 +48,6 @@ __all__ = [
 _NORMS = frozenset({"frobenius_norm", "spectral_norm", "nuclear_norm"})
 _EXACT = "frobenius_norm"
 """Found from record to record in the same way: an unmoved weight gives the same number to the bit."""
-
-
-class Alarm(NamedTuple):
-    """What a callback is given.
-
-    Attributes:
-        step: the recorded step, in completed optimizer steps.
-        alert: the name of the alert.
-        layer: the layer concerned; empty where it is no single one.
-        text: what is the matter.
-    """
-
-    step: int
-    alert: str
-    layer: str
-    text: str
-
-
-class Recorded(NamedTuple):
-    """What an alert may know before the first record.
-
-    Attributes:
-        series: what the rows of the table are.
-        shapes: rows and columns of each weight's matrix, by its name.
-        frozen: the names of those that are not trained.
-    """
-
-    series: Sequence[Series]
-    shapes: Mapping[str, tuple[int, int]]
-    frozen: frozenset[str]
-
-
-Predicate = Callable[["pd.DataFrame"], bool | str | Mapping[str, str] | None]
-OnAlert = Callable[[Alarm], Any]
-
-
-@dataclass(frozen=True)
-class Alert:
-    """An alert with a name and a callback of its own. The same one may be given to several trackers.
-
-    Attributes:
-        name: what it is called.
-        begin: gives the predicate of one tracker, which may remember what it has seen.
-        on_alert: called with each `Alarm` of this alert, beside the tracker's own callback.
-    """
-
-    name: str
-    begin: Callable[[Recorded], Predicate] = field(repr=False)
-    on_alert: OnAlert | None = field(default=None, repr=False)
 
 
 def rank_collapse(
@@ -127,7 +77,7 @@ def rank_collapse(
         raise InputError(f"got below = {below!r}, expected a rank, or a share of the full rank, above 0.")
 
     def begin(recorded: Recorded) -> Predicate:
-        names = _rows(recorded, layers, "rank", tensor, None)
+        names = recorded_layers(recorded, layers, "rank", tensor, None)
         share = below < 1
         unknown = [name for name in names if name not in recorded.shapes] if share else []
         if unknown or (share and tensor not in ("weight", "gradient")):
@@ -136,11 +86,12 @@ def rank_collapse(
                 "alone; pass a whole number for activations."
             )
         bounds = {name: below * min(recorded.shapes[name]) if share else below for name in names}
+        ranks = Numbers(names, "rank", tensor, NONE)
 
         def predicate(table: "pd.DataFrame") -> dict[str, str]:
             return {
                 layer: f"the rank of {layer} is {rank:g}, below {bounds[layer]:g}"
-                for layer, _, rank in _numbers(table, bounds, "rank", tensor, NONE)
+                for layer, _, rank in ranks.of(table)
                 if rank < bounds[layer]
             }
 
@@ -165,7 +116,7 @@ def nonfinite(layers: Selection = None, *, on_alert: OnAlert | None = None) -> A
     """
 
     def begin(recorded: Recorded) -> Predicate:
-        names = _chosen({series.layer for series in recorded.series}, layers)
+        names = chosen({series.layer for series in recorded.series}, layers)
 
         def predicate(table: "pd.DataFrame") -> dict[str, str]:
             bad = table[(table["status"] == "nonfinite") | table["value"].abs().eq(float("inf"))]
@@ -214,19 +165,23 @@ def dead(steps: int, layers: Selection = None, *, on_alert: OnAlert | None = Non
                 "dead() needs tensors=(…, 'gradient') with metrics=(…, 'zero_gradient'), or metrics=(…, "
                 "'frobenius_norm') of weights that are trained; add one of them."
             )
-        names = _chosen(useful, layers)
+        names = chosen(useful, layers)
         still, zero = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
         before: dict[str, tuple[Any, ...]] = {}
+        norms = Numbers(names, _EXACT, "weight", None)
+        gradients = {
+            metric: Numbers(names, metric, "gradient", NONE) for metric in ("zero_gradient", *_NORMS)
+        }
 
         def predicate(table: "pd.DataFrame") -> dict[str, str]:
             now: dict[str, tuple[Any, ...]] = {}
-            for layer, reference, norm in _numbers(table, names, _EXACT, "weight", None):
+            for layer, reference, norm in norms.of(table):
                 if norm == norm:
                     now[layer] = (*now.get(layer, ()), reference, norm)
             flat = {
                 layer
-                for metric in ("zero_gradient", *_NORMS)
-                for layer, _, number in _numbers(table, names, metric, "gradient", NONE)
+                for metric, numbers in gradients.items()
+                for layer, _, number in numbers.of(table)
                 if number == (1 if metric == "zero_gradient" else 0)
             }
             for name in names:
@@ -301,11 +256,13 @@ def value(
         _number(bound, word)
 
     def begin(recorded: Recorded) -> Predicate:
-        names = _rows(recorded, layers, metric, tensor, reference)
+        numbers = Numbers(
+            recorded_layers(recorded, layers, metric, tensor, reference), metric, tensor, reference or NONE
+        )
 
         def predicate(table: "pd.DataFrame") -> dict[str, str]:
             found = {}
-            for layer, _, number in _numbers(table, names, metric, tensor, reference or NONE):
+            for layer, _, number in numbers.of(table):
                 for word, bound in given.items():
                     if (number > bound) if word == "above" else (number < bound):
                         found[layer] = f"{metric} of {layer} is {number:g}, {word} {bound:g}"
@@ -319,36 +276,6 @@ def value(
 def _number(bound: Any, what: str) -> None:
     if isinstance(bound, bool) or not isinstance(bound, int | float) or bound != bound:
         raise InputError(f"got {what} = {bound!r}, expected a number.")
-
-
-def _chosen(names: set[str], layers: Selection) -> list[str]:
-    return selected(layers, dict.fromkeys(sorted(names), _no_parameter))
-
-
-def _no_parameter() -> Any:
-    raise InputError("an alert chooses layers by their names; pass a predicate of one argument.")
-
-
-def _rows(
-    recorded: Recorded, layers: Selection, metric: str, tensor: str, reference: str | None
-) -> list[str]:
-    wanted = (tensor, reference or NONE, metric)
-    names = {s.layer for s in recorded.series if (s.tensor, s.reference, s.metric) == wanted}
-    if not names:
-        there = dict.fromkeys(f"{s.metric} of {s.tensor} − {s.reference}" for s in recorded.series)
-        asked = f"{metric} of {tensor} − {reference or NONE}"
-        raise InputError(f"an alert looks at {asked}, which is not recorded; {did_you_mean(asked, there)}")
-    return _chosen(names, layers)
-
-
-def _numbers(
-    table: "pd.DataFrame", names: Collection[str], metric: str, tensor: str, reference: str | None
-) -> list[tuple[str, str, float]]:
-    # Layer, reference and value; of every reference where it is None.
-    kept = table[(table["metric"] == metric) & (table["tensor"] == tensor) & table["layer"].isin(list(names))]
-    if reference is not None:
-        kept = kept[kept["reference"] == reference]
-    return list(zip(*(kept[name].tolist() for name in ("layer", "reference", "value")), strict=True))
 
 
 def _tells_of_death(tensor: str, metric: str) -> bool:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from hooks.alerts import Alarm, Alert, OnAlert, Predicate, Recorded
+from hooks.alerting import Alarm, Alert, OnAlert, Predicate, Recorded
 from hooks.columns import Columns, Numbers
 from hooks.journal import Journal
 from hooks.layers import Layer
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["Audience", "OnRecord", "Rows", "checked_alerts", "recorded_of"]
 
 _log = logging.getLogger("hooks")
+_WORDS = np.array(STATUSES, dtype=object)
+
+MANY = 3
+"""Of so many layers that an alert tells of at once each has a line in the log; more share one."""
 
 
 class Rows(list[dict[str, Any]]):
@@ -144,6 +149,7 @@ class Audience:
         self._on_record = on_record
         self._on_alert = on_alert
         self._watched = [_Watched(alert, alert.begin(recorded)) for alert in alerts if recorded is not None]
+        self._template: tuple[pd.DataFrame, npt.NDArray[np.intp]] | None = None
         self.listens = on_record is not None or bool(self._watched)
 
     def tell(self, step: int, numbers: Numbers, journal: Journal) -> None:
@@ -165,10 +171,20 @@ class Audience:
             self._watched = [one for one in self._watched if self._look(one, step, table.copy(), journal)]
 
     def _table(self, step: int, numbers: Numbers) -> "pd.DataFrame":
-        from zanalysis.runfile.tables import scalar_table
+        if self._template is None:
+            from zanalysis.runfile.tables import scalar_table
 
-        value, tolerance, status = numbers.value[None], numbers.tolerance[None], numbers.status[None]
-        return scalar_table(self._columns.series, np.array([step]), value, tolerance, status)
+            # Every record has the same rows; where each number belongs shows with its index in its place.
+            places = np.arange(len(numbers.value), dtype=np.float64)[None]
+            table = scalar_table(self._columns.series, np.array([step]), places, places, numbers.status[None])
+            self._template = table, table["value"].to_numpy().astype(np.intp)
+        template, order = self._template
+        return template.assign(
+            step=step,
+            value=numbers.value[order],
+            tolerance=numbers.tolerance[order],
+            status=_WORDS[numbers.status[order]],
+        )
 
     def _look(self, watched: "_Watched", step: int, table: "pd.DataFrame", journal: Journal) -> bool:
         name = watched.alert.name
@@ -182,16 +198,17 @@ class Audience:
         for layer in [layer for layer in watched.firing if layer not in found]:
             watched.firing.discard(layer)
             journal.event(step, "alert_over", f"{name}: over{f' in {layer}' if layer else ''}", layer)
-        for layer, text in found.items():
-            if layer not in watched.firing:
-                watched.firing.add(layer)
-                self._sound(Alarm(step, name, layer, text), watched.alert.on_alert, journal)
+        alarms = [
+            Alarm(step, name, layer, text) for layer, text in found.items() if layer not in watched.firing
+        ]
+        watched.firing.update(found)
+        _say(alarms)
+        for alarm in alarms:
+            journal.event(step, "alert", _sentence(alarm), alarm.layer)
+            self._call(alarm, watched.alert.on_alert, journal)
         return True
 
-    def _sound(self, alarm: Alarm, own: OnAlert | None, journal: Journal) -> None:
-        text = f"{alarm.alert}: {alarm.text}" if alarm.text else alarm.alert
-        _log.warning("step %d: %s", alarm.step, text)
-        journal.event(alarm.step, "alert", text, alarm.layer)
+    def _call(self, alarm: Alarm, own: OnAlert | None, journal: Journal) -> None:
         for call in (own, self._on_alert):
             try:
                 if call is not None:
@@ -207,6 +224,16 @@ class _Watched:
     def __init__(self, alert: Alert, predicate: Predicate) -> None:
         self.alert, self.predicate = alert, predicate
         self.firing: set[str] = set()
+
+
+def _sentence(alarm: Alarm) -> str:
+    return f"{alarm.alert}: {alarm.text}" if alarm.text else alarm.alert
+
+
+def _say(alarms: Sequence[Alarm]) -> None:
+    for alarm in alarms[:1] if len(alarms) > MANY else alarms:
+        others = f" (and {len(alarms) - 1} layers more)" if len(alarms) > MANY else ""
+        _log.warning("step %d: %s%s", alarm.step, _sentence(alarm), others)
 
 
 def _by_layer(said: Any) -> dict[str, str]:

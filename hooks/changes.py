@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from hooks.layers import Layer
 
@@ -109,7 +110,7 @@ def _replaced(
 def _found(layer: Layer) -> _Found | None:
     try:
         owner = layer.owner
-        if layer.parametrized or layer.sharded is not None:
+        if layer.sharded is not None or is_parametrized(owner, layer.attribute):
             return _Found(weakref.ref(owner), None, None, None)
         weight = getattr(owner, layer.attribute)
     except AttributeError:  # there is none in its place now

@@ -11,7 +11,7 @@ from torch import nn
 
 from hooks.account import Account, account_of
 from hooks.agenda import Agenda
-from hooks.alerts import OnAlert
+from hooks.alerting import OnAlert
 from hooks.arguments import check_settings, checked_path, checked_tensors
 from hooks.attachment import Attachment, described, staged
 from hooks.audience import Audience, OnRecord, checked_alerts, recorded_of
@@ -59,6 +59,9 @@ class RankTracker(Attachment):
       activation: no backward reached it.
     - The metrics, spectra and tolerances are those of weights. References apply to weights alone, as does
       `identity_scale`; `zero_gradient`, 1 where a gradient is exactly zero, is one of gradients.
+
+    Two networks that train each other are two trackers with two files. What moves while they train, an optimizer that
+    is replaced, a layer that is swapped, a model that is cast or moved, is followed: see `watch` and `hooks.changes`.
 
     A model that several processes hold (`DistributedDataParallel`, FSDP2, tensor parallelism) is attached to
     in each of them, with the same arguments; one of them writes. See `hooks.distributed`.
@@ -135,7 +138,7 @@ class RankTracker(Attachment):
             alerts: predicates over the table of the newest record, and those of `hooks.alerts`: logged,
                 recorded as events and given to `on_alert`; they stop nothing.
             on_record: called with the step and the rows of each record, in the loop; recorded spectra are in their
-                attribute `spectra`.
+                attribute `spectra`. With it, or with alerts, a GPU is waited for.
             on_alert: called with each `hooks.alerts.Alarm`, in the loop.
             spectrum_size: how many singular values a recorded spectrum keeps.
             attributes: facts of the user's own, stored with the run as JSON.
