@@ -252,6 +252,18 @@ def test_values_have_bounds_on_both_sides(square, attach):
     assert [a.step for a in told if a.alert.startswith("stable")] == [0]
 
 
+def test_an_alert_looks_at_the_reference_asked_for_alone(square, attach):
+    told = []
+    attach(
+        square, metrics=("rank", "frobenius_norm"), reference=[None, "init"], on_alert=told.append,
+        alerts=[
+            alerts.rank_collapse(below=2),  # of the weights, not of their change, which is zero
+            alerts.value("frobenius_norm", below=1e-9, reference="init", layers="1"),
+        ],
+    )  # fmt: skip
+    assert [(a.layer, a.text) for a in told] == [("1", "frobenius_norm of 1 is 0, below 1e-09")]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,6 +1,10 @@
 """Hugging Face: what the callback records is what the plain loop records."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -216,3 +220,53 @@ def test_the_snippet_of_accelerate_gives_the_table_of_the_plain_loop(tmp_path, m
     expected = tracker.table()
     assert expected["step"].unique().tolist() == [0, 2, 4, 6, 8]
     pd.testing.assert_frame_equal(open_run("run.h5").table(), expected)
+
+
+SCRIPT = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import torch
+from test_huggingface import OPTIONS, trainer
+from hooks.integrations.huggingface import RankTrackerCallback
+
+torch.set_num_threads(1)
+callback = RankTrackerCallback(sys.argv[1] + "/run.h5", **OPTIONS)
+one = trainer(callback, Path(sys.argv[1]), ddp_backend="gloo", dataloader_num_workers=0, max_steps=6)
+one.train()
+assert one.args.world_size == 2
+assert (callback.tracker is None) == (one.args.process_index == 1)
+if callback.tracker is not None:
+    norm = one.model.classifier.weight.detach().norm().item()
+    Path(sys.argv[1], "norm").write_text(repr(norm))
+"""
+
+
+def test_of_two_processes_the_first_records_what_both_train(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        str(tmp_path),
+    ]
+    result = subprocess.run(
+        [sys.executable, *command, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert result.returncode == 0, result.stderr
+    run = open_run(tmp_path / "run.h5")
+    assert run.finished
+    assert run.steps.tolist() == [0, 3, 6]
+    table = run.table()
+    last = table[(table["step"] == 6) & (table["layer"] == "classifier") & (table["reference"] == "none")]
+    found = last[(last["tensor"] == "weight") & (last["metric"] == "frobenius_norm")]["value"].item()
+    assert found == pytest.approx(float((tmp_path / "norm").read_text()), rel=1e-6)

@@ -329,3 +329,43 @@ def test_a_tracker_leaves_no_trace_behind_what_it_has_followed():
     for module in [*model.modules(), *other.modules()]:
         assert not module._forward_hooks
     assert [module.__dict__.keys() for module in model.modules()] == [one.keys() for one in before]
+
+
+def test_a_model_that_was_moved_is_said_and_comes_back(attach):
+    model = network()
+    tracker = attach(model, schedule=every(1), metrics=("rank", "frobenius_norm"), reference=[None, "init"])
+    here = copy.deepcopy(model.state_dict())
+    model.to("meta")  # the one other device that every machine has: it holds no numbers
+    tracker.step()
+    model.to_empty(device="cpu").load_state_dict(here)
+    tracker.step()
+    assert set(rows(tracker, step=1)["status"]) == {"error"}
+    assert set(rows(tracker, step=2)["status"]) <= {"ok", "zero"}
+    moved = [(step, text) for step, kind, _, text in events_of(tracker) if kind == "moved"]
+    assert moved == [
+        (1, "0, 2: on meta, before on cpu, from step 1 on"),
+        (2, "0, 2: on cpu, before on meta, from step 2 on"),
+    ]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("metrics", [METRICS, "stable_rank"])
+def test_a_model_may_be_moved_to_a_gpu(attach, metrics):
+    model = network()
+    tracker = attach(
+        model, schedule=every(1), metrics=metrics, reference=[None, "init"], tensors=("weight", "activation"),
+        probe=batches(1)[0],
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tracker.watch(optimizer=optimizer)
+    train(model, optimizer, batches(1))
+    model.to("cuda")
+    train(model, optimizer, [x.cuda() for x in batches(1)])
+    fresh = attach(
+        model, schedule=every(1), metrics=metrics, tensors=("weight", "activation"), probe=batches(1)[0]
+    )
+    keys = ["layer", "tensor", "metric"]
+    found = rows(tracker, step=2, reference="none").set_index(keys)["value"]
+    np.testing.assert_allclose(found, fresh.table().set_index(keys)["value"], rtol=1e-4)
+    assert set(rows(tracker, step=2)["status"]) == {"ok"}
+    assert [kind for _, kind, _, _ in events_of(tracker)] == ["watch", "moved"]
