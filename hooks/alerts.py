@@ -10,6 +10,9 @@ layer until it is over, which is an event of kind ``alert_over``. Nothing stops 
 wants to sets a flag that the loop looks at. A function that fails stands down, with an event. After a resume
 nothing is remembered: what is still the matter is said again.
 
+Alerts run in the loop, after each record; what they cost counts as ``writing`` in `run.overhead`. On a GPU the
+numbers are waited for. Of a model that several processes hold, the one that writes has the alerts.
+
     from hooks import RankTracker, alerts, every
 
     def too_large(table):
