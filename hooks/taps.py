@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hooks.activation_tap import ActivationTap, capturing
-from hooks.changes import Changes
+from hooks.changes import Changes, Remark
 from hooks.gradients import Found, gradient_of, parameters_of
 from hooks.guards import cpu_by_default
 from hooks.layers import Layer
@@ -26,6 +26,7 @@ UNSEEN = (
     "no output of {names} was seen at step {step}, though the weight has a gradient: its module was compiled before "
     "the tracker was attached or with fullgraph=True, or lends its weight without being called"
 )
+UNTRAINED = "; no optimizer that is followed trains it: pass the one that does to watch(optimizer=…)"
 
 
 class Taps:
@@ -106,7 +107,15 @@ class Taps:
 
     def _say_changes(self) -> None:
         for remark in self._changes.look(self.step):
-            self._note(remark.kind, f"{self.step}/{remark.text}", remark.text, remark.layer)
+            text = remark.text + (UNTRAINED if self._is_untrained(remark) else "")
+            self._note(remark.kind, f"{self.step}/{remark.text}", text, remark.layer)
+
+    def _is_untrained(self, remark: Remark) -> bool:
+        if remark.kind != "replaced" or not self._optimizers:
+            return False
+        trained = next(layer.trained for layer in self._layers if layer.name == remark.layer)
+        known = set().union(*map(parameters_of, self._optimizers))
+        return trained is not None and trained.requires_grad and id(trained) not in known
 
     def called(self, layer: Layer) -> bool:
         """Return whether the layer's module was called in the step that is being completed.

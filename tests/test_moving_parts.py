@@ -189,6 +189,19 @@ def test_a_layer_of_the_same_shape_goes_on_in_the_same_columns(attach, caplog):
     assert texts == [(2, "replaced", "2", "another module is in the place of 2; it is followed from now on")]
 
 
+def test_a_swapped_layer_that_no_optimizer_trains_is_said(attach):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    tracker = attach(model, optimizer, schedule=every(1), metrics=METRICS)
+    model[0], model[2] = nn.Linear(6, 8), nn.Linear(8, 5).requires_grad_(False)
+    train(model, optimizer, batches(1))
+    texts = {layer: text for _, kind, layer, text in events_of(tracker) if kind == "replaced"}
+    assert texts["0"].endswith(
+        "; no optimizer that is followed trains it: pass the one that does to watch(optimizer=…)"
+    )
+    assert texts["2"].endswith("it is followed from now on")
+
+
 def test_a_layer_of_another_shape_is_said_and_what_needs_the_former_one_is_an_error(attach):
     model = network(width=8)
     tracker = attach(model, schedule=every(1), metrics=METRICS, reference=[None, "init"])
