@@ -48,6 +48,20 @@ def test_each_library_stays_in_its_room(name):
         assert "xarray" not in used
     if name.startswith("zanalysis/") and not name.startswith(("zanalysis/experiments/", "zanalysis/cli.py")):
         assert "hooks" not in used
+    if not name.startswith("hooks/integrations/"):
+        frameworks = {
+            "accelerate",
+            "lightning",
+            "mlflow",
+            "pytorch_lightning",
+            "tensorboard",
+            "transformers",
+            "wandb",
+        }
+        assert not used & frameworks
+        assert name == "zanalysis/runfile/tensorboard.py" or "torch.utils.tensorboard" not in imports(
+            ROOT / name
+        )
     if name.startswith("zanalysis/analyzers/"):
         assert not used & {"pandas", "h5py", "pathlib", "os", "io"}
 
