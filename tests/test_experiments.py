@@ -23,7 +23,7 @@ from zanalysis.experiments.jobs import Job, variants
 from zanalysis.experiments.optimizing import factor, optimizer_of
 from zanalysis.experiments.recipes import RECIPES, find
 from zanalysis.experiments.recipes.schema import Decay, Optimizer
-from zanalysis.experiments.results import Row, incomparable
+from zanalysis.experiments.results import Row, incomparable, rows_of
 from zanalysis.experiments.runner import run_experiment
 from zanalysis.experiments.states import best_of
 from zanalysis.experiments.training import train
@@ -179,6 +179,8 @@ def test_batches_depend_on_seed_and_step_alone():
     assert not torch.equal(other.batch(0, 0)[0], first[0][0])
     seen = torch.cat([feed_of(job_of("table-2", "zero")).batch(0, i)[1] for i in range(5)])
     assert torch.equal(seen.sort().values, job_of("table-2", "zero").data.train.labels.sort().values)
+    later = torch.cat([feed_of(job_of("table-2", "zero")).batch(1, i)[1] for i in range(5)])
+    assert not torch.equal(later, seen)
 
 
 def test_deterministic_weights_are_those_of_every_seed_and_random_ones_are_not():
@@ -400,6 +402,27 @@ def test_why_numbers_are_not_the_sources():
     assert "5 epochs instead of 200" in reasons
     assert "width 8 instead of 64" in reasons
     assert "crop 0 instead of 4" in reasons
+
+
+@pytest.mark.parametrize(("name", "label", "counted"), [("table-2", "zero", 8.0), ("figure-4", "zero", 8.0),
+                         ("zero-weights/mixer-cifar-10", "zeroed", 9.0)])  # fmt: skip
+def test_the_last_epoch_counts_except_in_the_second_seed(name, label, counted):
+    recipe = find(name)
+    protocol = recipe.scales["smoke"]
+    variant = next(v for v in variants(recipe, protocol) if v.system.label == label)
+    records = {
+        f"{variant.label}-{seed}": {
+            "settings": {"system": label, "at": variant.at},
+            "seed": seed,
+            "status": status,
+            "value": 8.0,
+            "best": 9.0,
+        }
+        for seed, status in ((1, "ok"), (0, "ok"), (2, "diverged"))
+    }
+    (only,) = rows_of(recipe, variants(recipe, protocol), records)
+    assert (only.values, only.seeds, only.diverged) == ((counted, counted), (0, 1), (2,))
+    assert (only.mean, only.std) == (counted, 0)
 
 
 def test_best_epoch_depends_on_the_metric():
