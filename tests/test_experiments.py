@@ -387,7 +387,7 @@ def test_interval_of_a_ratio_of_deviations_covers_it():
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
-        one, other = (row("a", generator.normal(5, s, 10)) for s in (0.7, 1.0))
+        one, other = (row("a", generator.normal(5, s, n)) for s, n in ((0.7, 4), (1.0, 20)))
         ratio, low, high = deviation_ratio(one, other)
         assert low < ratio < high
         covered += low < 0.7 < high
