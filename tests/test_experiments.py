@@ -359,6 +359,14 @@ def test_divergence_is_a_result(tmp_path):
     assert train(job, tmp_path) == record
 
 
+def test_training_loss_is_the_mean_over_the_samples_of_its_epoch(tmp_path):
+    job = job_of("zero-weights/vit-cifar-10", "standard", batch=30, optimizer=Optimizer("sgd", lr=0.0))
+    images, labels = job.data.train.batch(torch.arange(100))
+    with torch.no_grad():
+        whole = torch.nn.functional.cross_entropy(network_of(job).model(images), labels).item()
+    assert train(job, tmp_path)["curves"]["train_loss"] == [None, *[pytest.approx(whole, rel=1e-5)] * 2]
+
+
 def test_replicas_trained_together_are_those_trained_alone(tmp_path):
     jobs = [job_of("zero-weights/cnn-mnist", "all-zero", seed=seed) for seed in (0, 1)]
     (tmp_path / "together").mkdir()
