@@ -67,12 +67,12 @@ def epoch(together: Together, data: Dataset, orders: Tensor, first: list[dict[st
 
 def accuracy(together: Together, data: Dataset) -> list[float]:
     """Return the share of test images that each replica gets right."""
-    right = torch.zeros(len(together))
+    right = torch.zeros(len(together), dtype=torch.int64)
     pairs = zip(data.test_images.split(10 * BATCH), data.test_labels.split(10 * BATCH), strict=True)
     for images, labels in pairs:
         batch = channels_last(images.unsqueeze(1).expand(len(together), -1, -1, -1, -1))
         right += (together.predict(batch).argmax(2) == labels).sum(1)
-    return (right / len(data.test_labels)).tolist()
+    return [count / len(data.test_labels) for count in right.tolist()]
 
 
 def norms(together: Together) -> dict[str, list[float]]:
@@ -102,6 +102,29 @@ def settings(data: Dataset, arguments: argparse.Namespace) -> dict[str, object]:
     }  # fmt: skip
 
 
+def rounded(value: object) -> object:
+    """Return the same with floats of six digits, which is what float32 has."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value
+
+
+def readable(results: dict) -> str:
+    """Return JSON with a line for each fact, epoch and first step."""
+    parts = []
+    for name, value in rounded(results).items():
+        lines = [json.dumps(one) for one in value] if isinstance(value, list) else None
+        text = (
+            json.dumps(value, indent=1, ensure_ascii=False)
+            if lines is None
+            else "[\n" + ",\n".join(lines) + "\n]"
+        )
+        parts.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def replace(path: Path, write) -> None:
     """Write a file so that a reader, or a kill, never meets half of it."""
     temporary = path.with_suffix(path.suffix + ".part")
@@ -128,6 +151,7 @@ def train(arguments: argparse.Namespace) -> None:
         schedule.load_state_dict(state["schedule"])
         for generator, bits in zip(generators, state["generators"], strict=True):
             generator.set_state(bits)
+        replace(out / "results.json", lambda path: path.write_text(readable(results)))
     for number in range(len(results["epochs"]) + 1, arguments.epochs + 1):
         began = time.perf_counter()
         rate = schedule.get_last_lr()[0]
@@ -141,7 +165,7 @@ def train(arguments: argparse.Namespace) -> None:
             max(values) for values in zip(*(one["test_accuracy"] for one in results["epochs"]), strict=True)
         ]
         results["best"] = best
-        replace(out / "results.json", lambda path: path.write_text(json.dumps(results, indent=1)))
+        replace(out / "results.json", lambda path: path.write_text(readable(results)))
         if number % STATE_EVERY == 0 or number == arguments.epochs:
             kept = {
                 "together": together.state_dict(), "schedule": schedule.state_dict(),

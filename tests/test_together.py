@@ -279,6 +279,8 @@ def test_a_state_of_other_replicas_is_refused_and_changes_nothing():
         together.load_state_dict(Together(replicas(perceptron, 2), OPTIMIZERS["adam"]).state_dict())
     with pytest.raises(InputError, match="give a state of as many replicas of the same architecture"):
         together.load_state_dict(Together(replicas(Tied), OPTIMIZERS["adam"]).state_dict())
+    with pytest.raises(InputError, match="the state lacks buffers, optimizer, steps; give what state_dict"):
+        together.load_state_dict({"parameters": {}})
     assert all(torch.equal(before["parameters"][name], p) for name, p in together.parameters.items())
 
 
@@ -311,9 +313,20 @@ class NormScaled(SGD):
         return super().step(closure)
 
 
+class Clipped(SGD):
+    """SGD that clips by the norm of all gradients, where it is large."""
+
+    def step(self, closure=None):
+        """Clip, then step."""
+        for group in self.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], 20.0)
+        return super().step(closure)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
+        (partial(Clipped, lr=0.1), "mixes elements of a tensor"),
         (partial(NormScaled, lr=0.1), "mixes elements of a tensor"),
         (partial(Adafactor, lr=0.1), "mixes elements of a tensor"),
         (torch.optim.LBFGS, "cannot take stacked parameters"),
@@ -463,12 +476,15 @@ def test_write_back_keeps_the_identity_of_what_a_tracker_holds():
     models = replicas(normalized)
     together = Together(models, OPTIMIZERS["adam"])
     weight, mean = models[1][0].weight, models[1][1].running_mean
+    weight.grad = torch.ones_like(weight)
     together.write_back()
     assert weight.grad is None
     inputs, labels = next(batches((3, 2, 2)))
     together.step(inputs, labels)
     together.write_back()
     gradient = weight.grad
+    gradient.zero_()
+    assert together.parameters["0.weight"].grad[1].any()
     together.step(inputs, labels)
     together.write_back()
     assert models[1][0].weight is weight
@@ -615,18 +631,19 @@ def test_the_training_of_the_benchmark_goes_on_with_the_same_bits(tmp_path):
         subprocess.run(list(map(str, command)), check=True, capture_output=True, cwd=tmp_path)
         return json.loads((tmp_path / out / "results.json").read_text())
 
-    straight = train("straight", 7)
-    train("resumed", 3)
-    resumed = train("resumed", 7)
+    straight = train("straight", 22)
+    train("resumed", 13)
+    resumed = train("resumed", 22)
     for results in (straight, resumed):
         for row in results["epochs"]:
             del row["seconds"]
     assert resumed["epochs"] == straight["epochs"]
     assert resumed["first_steps"] == straight["first_steps"]
-    assert [row["epoch"] for row in resumed["epochs"]] == list(range(1, 8))
+    assert [row["epoch"] for row in resumed["epochs"]] == list(range(1, 23))
     assert straight["best"] == [
         max(row["test_accuracy"][seed] for row in straight["epochs"]) for seed in (0, 1)
     ]
+    assert [row["lr"] for row in straight["epochs"]] == pytest.approx([1e-4] * 20 + [0.95e-4] * 2, rel=1e-12)
     first, second = straight["first_steps"][:2]
     assert first["zero_gradient"]["head.weight"] == [False, False]
     assert first["zero_gradient"]["convolutions.0.weight"] == [True, True]

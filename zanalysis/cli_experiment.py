@@ -54,6 +54,10 @@ def experiment(
     seeds: Annotated[
         str | None, typer.Option(help="how many trainings of each system, or which seeds: 5, or 0,1,7")
     ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="how long, with warm-up and decays stretched; else the experiment's own"),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="another data set than the experiment's")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="where the data lie; else ZANALYSIS_DATA, else fetched")
@@ -87,6 +91,7 @@ def experiment(
                 name,
                 scale,
                 seeds=_numbers(seeds),
+                epochs=epochs,
                 data=data,
                 data_dir=data_dir,
                 device=device,

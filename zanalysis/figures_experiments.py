@@ -1,6 +1,7 @@
 """Figures of experiments: tidy tables in, one picture out. No window, and no choice of backend, is needed."""
 
 import os
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,8 @@ def _panels(rows: int, columns: int, title: str, path: Target, height: float = 4
     figure = Figure(figsize=(5.2 * columns, height * rows + 0.6), layout="constrained")
     with sns.axes_style("whitegrid"):
         axes = figure.subplots(rows, columns, squeeze=False)
-    figure.suptitle(title, fontsize=11)
+    lines = [wrapped for line in title.splitlines() for wrapped in textwrap.wrap(line, 60 * columns)]
+    figure.suptitle("\n".join(lines), fontsize=11)
     yield axes
     figure.savefig(path, dpi=150, format="png")
 

@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol
 import torch
 from scipy.special import betaincinv
 from torch import Tensor
-from torch.nn.functional import grid_sample, one_hot
+from torch.nn.functional import one_hot
 
 from zanalysis.errors import InputError
+from zanalysis.experiments.resizing import Boxes, crop_boxes, random_resized_crop, shape_of
 
 __all__ = [
     "IMAGENET",
@@ -29,7 +30,6 @@ __all__ = [
     "standardized",
 ]
 
-_TRIES = 10
 _CHUNK = 1000
 
 
@@ -38,15 +38,6 @@ class Statistics(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-
-class Boxes(NamedTuple):
-    """Rectangles within images, one for each: corner and size in pixels, `[samples]`, int64."""
-
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
 
 
 class _Split(Protocol):
@@ -120,7 +111,7 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Ten
     Raises:
         InputError: if the padding is negative or the images are not of that shape.
     """
-    count, _, height, width = _shape(images)
+    count, _, height, width = shape_of(images)
     if padding < 0:
         raise InputError(f"the padding of a crop is not negative, got {padding}.")
     offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator, device=generator.device).to(
@@ -147,7 +138,7 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         The images, mirrored or not.
     """
-    count, *_ = _shape(images)
+    count, *_ = shape_of(images)
     chosen = torch.rand(count, generator=generator, device=generator.device) < 0.5
     return torch.where(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
 
@@ -172,7 +163,7 @@ def mixed_up(
     Raises:
         InputError: if α is not positive, or a label is not below the number of classes.
     """
-    count, *_ = _shape(images)
+    count, *_ = shape_of(images)
     if not (alpha > 0 and math.isfinite(alpha)):
         raise InputError(f"the alpha of MixUp is positive, got {alpha}.")
     if labels.shape != (count,):
@@ -190,87 +181,6 @@ def mixed_up(
     )
 
 
-def random_resized_crop(
-    images: Tensor,
-    size: tuple[int, int],
-    generator: torch.Generator,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Tensor:
-    """Cut a random rectangle out of each image and resize it.
-
-    Args:
-        images: `[samples, channels, height, width]`.
-        size: height and width of the result.
-        generator: draws.
-        scale: the least and the largest share of the area.
-        ratio: the least and the largest width over height.
-
-    Returns:
-        `[samples, channels, *size]`, bilinear, without smoothing first (Szegedy et al. 2015, as torchvision's
-        RandomResizedCrop draws it).
-    """
-    count, _, height, width = _shape(images)
-    heights, widths = (torch.full((count,), side) for side in (height, width))
-    boxes = crop_boxes(heights, widths, generator, scale, ratio)
-    top, left, tall, wide = (side.to(images.device, images.dtype)[:, None] for side in boxes)
-    # The centre of pixel i of the result lies at (i + ½) · side / size of the box; grid_sample wants [-1, 1].
-    steps = [(torch.arange(n, device=images.device, dtype=images.dtype) + 0.5) / n for n in size]
-    rows = (top + (steps[0] * tall).clamp(torch.full_like(tall, 0.5), tall - 0.5)) * 2 / height - 1
-    columns = (left + (steps[1] * wide).clamp(torch.full_like(wide, 0.5), wide - 0.5)) * 2 / width - 1
-    grid = torch.stack(
-        [columns[:, None, :].expand(-1, size[0], -1), rows[:, :, None].expand(-1, -1, size[1])], dim=3
-    )
-    return grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def crop_boxes(
-    heights: Tensor,
-    widths: Tensor,
-    generator: torch.Generator,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Boxes:
-    """Draw the rectangle of a random resized crop for each image.
-
-    The area is uniform, the logarithm of the ratio too. Of ten tries the first that fits into the image is
-    taken; if none does, the largest central rectangle whose ratio is in range.
-
-    Args:
-        heights: `[samples]`, int64, in pixels.
-        widths: `[samples]`, int64.
-        generator: draws.
-        scale: the least and the largest share of the area.
-        ratio: the least and the largest width over height.
-
-    Returns:
-        The boxes, on the CPU or where the generator is.
-    """
-    count, device = len(heights), generator.device
-    heights, widths = heights.to(device), widths.to(device)
-    draws = torch.rand((4, count, _TRIES), generator=generator, device=device, dtype=torch.float64)
-    area = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws[0])
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = torch.exp(low + (high - low) * draws[1])
-    wide = torch.round(torch.sqrt(area * aspect)).long()
-    tall = torch.round(torch.sqrt(area / aspect)).long()
-    fits = (wide > 0) & (wide <= widths[:, None]) & (tall > 0) & (tall <= heights[:, None])
-    first = fits.long().argmax(1, keepdim=True)
-    tall, wide = tall.gather(1, first)[:, 0], wide.gather(1, first)[:, 0]
-    top = (draws[2].gather(1, first)[:, 0] * (heights - tall + 1)).long()
-    left = (draws[3].gather(1, first)[:, 0] * (widths - wide + 1)).long()
-    # None fits: the whole image, cut to the range of ratios.
-    central_wide = torch.minimum(widths, torch.round(heights * ratio[1]).long())
-    central_tall = torch.minimum(heights, torch.round(widths / ratio[0]).long())
-    found = fits.any(1)
-    return Boxes(
-        torch.where(found, top, (heights - central_tall) // 2),
-        torch.where(found, left, (widths - central_wide) // 2),
-        torch.where(found, tall, central_tall),
-        torch.where(found, wide, central_wide),
-    )
-
-
 def standardized(images: Tensor, statistics: Statistics) -> Tensor:
     """Subtract each channel's mean and divide by its standard deviation.
 
@@ -284,7 +194,7 @@ def standardized(images: Tensor, statistics: Statistics) -> Tensor:
     Raises:
         InputError: if the channels are not as many, or a deviation is not positive.
     """
-    _, channels, *_ = _shape(images)
+    _, channels, *_ = shape_of(images)
     if not len(statistics.mean) == len(statistics.std) == channels:
         raise InputError(
             f"images of {channels} channels need as many means and deviations, got {len(statistics.mean)} and "
@@ -324,13 +234,3 @@ def channel_statistics(split: _Split) -> Statistics:
     mean = total / pixels
     std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
     return Statistics(tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def _shape(images: Tensor) -> tuple[int, int, int, int]:
-    if images.dim() != 4 or not images.is_floating_point():
-        raise InputError(
-            f"images are [samples, channels, height, width] of floating point, got {tuple(images.shape)} of "
-            f"{str(images.dtype)[6:]}."
-        )
-    count, channels, height, width = images.shape
-    return count, channels, height, width

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import nn
 
 from zanalysis.errors import RunFileError, ZAnalysisError
@@ -101,11 +101,11 @@ def write_json(path: Path, content: Any) -> None:
         content: what it is to hold; no NaN.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write(path, lambda beside: _fill(beside, text))
+    write(path, lambda beside: _fill(beside, text.encode()))
 
 
-def _fill(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _fill(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
@@ -116,7 +116,8 @@ def write_weights(path: Path, model: nn.Module) -> None:
         model: the model.
     """
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    write(path, lambda beside: save_file(state, beside))
+    # As bytes, so that the file has the permissions that the user's other files have.
+    write(path, lambda beside: _fill(beside, serialized(state)))
 
 
 def save(files: Files, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -8,19 +8,25 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from zanalysis.errors import InputError, RunFileError, ZAnalysisError, did_you_mean
+from zanalysis.errors import InputError, RunFileError
+from zanalysis.experiments.asking import (
+    check_device,
+    checked_scale,
+    checked_seeds,
+    chosen_variants,
+    loaded_data,
+    on_data,
+    stretched,
+    using_threads,
+)
 from zanalysis.experiments.comparing import findings
-from zanalysis.experiments.data import DATASETS, Dataset, TextDataset, load
-from zanalysis.experiments.jobs import Job, Variant, protocol_of, variants
+from zanalysis.experiments.data import TextDataset
+from zanalysis.experiments.jobs import Job, protocol_of, variants
 from zanalysis.experiments.recipes import RECIPES, find
-from zanalysis.experiments.recipes.schema import SCALES, Protocol, Recipe, Scale
+from zanalysis.experiments.recipes.schema import Protocol, Recipe, Scale
 from zanalysis.experiments.results import Outcome, incomparable, rows_of, summary
 from zanalysis.experiments.resuming import Files, finished, write, write_json
 from zanalysis.experiments.training import CHECKPOINT_SECONDS, Progress, train
@@ -30,7 +36,6 @@ __all__ = ["RESULTS", "Watch", "folder_of", "run_experiment"]
 Watch = Callable[[str, int, int], Progress]
 RESULTS = "results.json"
 _log = logging.getLogger(__name__)
-_SEEDS = 2**63
 
 
 def folder_of(name: str, scale: str, out: str | os.PathLike[str] = "runs") -> Path:
@@ -52,6 +57,7 @@ def run_experiment(
     scale: str = "small",
     *,
     seeds: int | Sequence[int] | None = None,
+    epochs: int | None = None,
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "cpu",
@@ -68,6 +74,7 @@ def run_experiment(
         name: of the recipe; `zanalysis.experiments.recipes.RECIPES` has them.
         scale: ``"smoke"``, ``"small"`` or ``"paper"``.
         seeds: how many trainings of each system (0, 1, …), or which seeds; as the recipe has it if None.
+        epochs: other than the recipe's; warm-up and decays are stretched with them.
         data: another data set than the recipe's.
         data_dir: where the data lie; the environment variable ``ZANALYSIS_DATA`` if None.
         device: where the networks are trained.
@@ -87,10 +94,12 @@ def run_experiment(
         ZAnalysisError: if the data cannot be had.
         RunFileError: if something cannot be written, or would have to be overwritten.
     """
-    recipe, checked = find(name), _checked_scale(scale)
-    chosen = _checked_seeds(seeds)
-    _check_device(device)
+    recipe, checked = find(name), checked_scale(scale)
+    chosen = checked_seeds(seeds)
+    check_device(device)
     if recipe.picture == "theorem":
+        if epochs is not None:
+            raise InputError(f"{recipe.name} has a fixed number of steps at each scale; leave out --epochs.")
         # Loaded only where it is needed.
         from zanalysis.experiments.theorem1_recipe import run_theorem1
 
@@ -108,11 +117,11 @@ def run_experiment(
         )
     protocol = recipe.scales[checked]
     if data is not None:
-        if data not in DATASETS:
-            raise InputError(f"unknown data set {data!r}; {did_you_mean(data, DATASETS)}")
-        protocol = replace(protocol, data=data, fallback=None)
-    compared = _chosen(recipe, protocol, only)
-    loaded, protocol, notes = _loaded(protocol, data_dir)
+        protocol = on_data(protocol, data)
+    if epochs is not None:
+        protocol = stretched(protocol, epochs)
+    compared = chosen_variants(recipe, protocol, only)
+    loaded, protocol, notes = loaded_data(protocol, data_dir)
     numbers = chosen if chosen is not None else tuple(range(protocol.seeds))
     owner = RECIPES[recipe.trainings] if recipe.trainings else recipe
     jobs = [
@@ -132,7 +141,7 @@ def run_experiment(
         for variant in compared
     ]
     running = _Running(recipe, checked, protocol, jobs, Path(out), tuple(notes))
-    with _threads(threads):
+    with using_threads(threads):
         return running.run(overwrite, checkpoint_seconds, watch)
 
 
@@ -264,111 +273,3 @@ class _Running:
                 if record is not None:
                     found[job.name] = record
         return found
-
-
-def _checked_scale(scale: str) -> Scale:
-    for known in SCALES:
-        if scale == known:
-            return known
-    raise InputError(f"unknown scale {scale!r}; {did_you_mean(scale, SCALES)}")
-
-
-def _checked_seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    if seeds is None:
-        return None
-    whole = isinstance(seeds, int) and not isinstance(seeds, bool)
-    if whole and not 1 <= seeds <= 10_000:  # type: ignore[operator]
-        raise InputError(f"got seeds = {seeds!r}, expected how many, from 1 to 10000, or a list of them.")
-    listed = tuple(range(seeds)) if whole else tuple(seeds)  # type: ignore[arg-type]
-    if not listed:
-        raise InputError("got no seed, expected at least one.")
-    for seed in listed:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
-            raise InputError(f"got seed {seed!r}, expected a whole number from 0 to {_SEEDS - 1}.")
-    return tuple(dict.fromkeys(listed))
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        raise InputError(f"device {device!r} cannot be used here: {reason}.") from error
-
-
-def _chosen(recipe: Recipe, protocol: Protocol, only: Sequence[str]) -> list[Variant]:
-    """Choose systems by label, with or without the value of what is swept.
-
-    Args:
-        recipe: the experiment.
-        protocol: of the scale.
-        only: labels; all systems if empty.
-
-    Returns:
-        Those that are to be trained.
-
-    Raises:
-        InputError: if a label is unknown.
-    """
-    compared = variants(recipe, protocol)
-    known = list(dict.fromkeys(name for v in compared for name in (v.system.label, v.label)))
-    for label in only:
-        if label not in known:
-            raise InputError(f"{recipe.name} has no system {label!r}; {did_you_mean(label, known)}")
-    return [v for v in compared if not only or v.label in only or v.system.label in only]
-
-
-def _loaded(
-    protocol: Protocol, data_dir: str | os.PathLike[str] | None
-) -> tuple[Dataset | TextDataset, Protocol, list[str]]:
-    """Load the data of a protocol, or those that stand in for them where they are not at hand.
-
-    Args:
-        protocol: the protocol.
-        data_dir: where the data lie.
-
-    Returns:
-        The data, the protocol with their name in it, and what is to be said of them.
-
-    Raises:
-        ZAnalysisError: if they cannot be had.
-    """
-    notes = []
-    folder = data_dir or os.environ.get("ZANALYSIS_DATA")
-    try:
-        if protocol.fallback is not None and folder is None:
-            raise ZAnalysisError(f"no folder was given for {protocol.data}")
-        data = load(protocol.data, data_dir)
-    except ZAnalysisError as error:
-        if protocol.fallback is None:
-            raise
-        notes.append(
-            f"{protocol.data} is not at hand ({str(error).rstrip('.')}); trained on {protocol.fallback} instead."
-        )
-        data, protocol = load(protocol.fallback), replace(protocol, data=protocol.fallback)
-    if isinstance(data, Dataset):
-        wanted = [_at_most(count, len(split)) for count, split in
-                  ((protocol.train, data.train), (protocol.test, data.test))]  # fmt: skip
-        protocol = replace(protocol, train=wanted[0], test=wanted[1])
-        return data.subset(train=wanted[0], test=wanted[1]), protocol, notes
-    wanted = [_at_most(count, len(part)) for count, part in
-              ((protocol.train, data.train), (protocol.test, data.valid), (protocol.test, data.test))]  # fmt: skip
-    protocol = replace(protocol, train=wanted[0], test=wanted[2])
-    return data.subset(train=wanted[0], valid=wanted[1], test=wanted[2]), protocol, notes
-
-
-def _at_most(count: int | None, there: int) -> int | None:
-    return count if count is not None and count < there else None
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"got threads = {count!r}, expected a whole number of 1 or more.")
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

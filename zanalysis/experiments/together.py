@@ -1,14 +1,18 @@
 """Several replicas of one architecture, trained as one batched computation.
 
-A small network leaves a processor idle: most of a step is overhead, which replicas can share. Their
-parameters are stacked, `[replicas, *shape]`, the forward pass is `torch.func.vmap` over that first
+The replicas' parameters are stacked, `[replicas, *shape]`, the forward pass is `torch.func.vmap` over that first
 dimension, and the backward pass goes through the sum of the replicas' losses. No loss depends on
 another replica's parameters, so the gradient of the sum holds each replica's own gradient, and an
 optimizer that works element by element makes of it what it would make of each alone. The outcome is
 that of separate trainings, up to the order in which floating-point sums are formed.
+
+It pays where a step is mostly overhead that the replicas can share. On one CPU thread, five replicas against
+five separate steps: 10 against 48 ms for the all-zero CNN (single-channel convolutions, 28×28, batch 100), as
+much for perceptrons of width 32, and more for wide ones (15 against 8 ms at 784-512-10) or for convolutions of
+many channels (15 against 13 ms at 16), whose kernels fill a core by themselves.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any, Literal
@@ -19,18 +23,12 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zanalysis.errors import InputError
+from zanalysis.experiments.replicas import MakeOptimizer, check_alike, check_elementwise, check_own, explained
 
 __all__ = ["Together", "channels_last"]
 
 Randomness = Literal["error", "different", "same"]
 Loss = Callable[[Tensor, Tensor], Tensor]
-MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
-
-# Recurrent layers have no batching rule; control flow that depends on values cannot have one.
-_VMAP_REFUSALS = ("vmap", "Batching rule not implemented")
-# Exact agreement is not asked for: fused and vectorized kernels round differently by position.
-_PROBE_STEPS, _PROBE_RTOL, _PROBE_ATOL = 3, 1e-9, 1e-12
-_PROBE_SIZE = 3
 
 
 class Together:
@@ -95,20 +93,18 @@ class Together:
                 or the optimizer mixes elements.
         """
         self.replicas = tuple(models)
-        _check_alike(self.replicas)
+        check_alike(self.replicas)
         parameters, buffers = stack_module_state(list(self.replicas))
         self.parameters: dict[str, Tensor] = dict(parameters)
         self.buffers: dict[str, Tensor] = dict(buffers)
-        for name, parameter in self.replicas[0].named_parameters():
-            self.parameters[name].requires_grad_(parameter.requires_grad)
         self._trained = [stacked for stacked in self.parameters.values() if stacked.requires_grad]
         if not self._trained:
             raise InputError(
                 "no parameter of these modules requires a gradient; leave at least one to train."
             )
-        _check_elementwise(optimizer, self._trained)
+        check_elementwise(optimizer, self._trained)
         self.optimizer = optimizer(self._trained)
-        _check_own(self.optimizer, self._trained)
+        check_own(self.optimizer, self._trained)
         self.steps = 0
         # A copy: whatever hooks a tracker puts on a replica later must not fire within vmap.
         self._base = deepcopy(self.replicas[0])
@@ -143,7 +139,7 @@ class Together:
             raise InputError(
                 f"the loss of one replica has shape {tuple(losses.shape[1:])}, expected a scalar; take its mean."
             )
-        losses.sum().backward()
+        torch.autograd.backward(losses.sum())
         self.optimizer.step()
         self.steps += 1
         return losses.detach()
@@ -215,6 +211,10 @@ class Together:
         Raises:
             InputError: if its tensors are not those of these replicas; nothing is changed then.
         """
+        if missing := {"parameters", "buffers", "optimizer", "steps"} - set(state):
+            raise InputError(
+                f"the state lacks {', '.join(sorted(missing))}; give what state_dict() returned."
+            )
         for kind, own in (("parameters", self.parameters), ("buffers", self.buffers)):
             there = {name: tuple(tensor.shape) for name, tensor in state[kind].items()}
             here = {name: tuple(tensor.shape) for name, tensor in own.items()}
@@ -251,7 +251,7 @@ class Together:
                 with sdpa_kernel(SDPBackend.MATH) if self._on_cpu else nullcontext():
                     return mapped(*arguments)
             except RuntimeError as error:
-                raise _explained(error) from error
+                raise explained(error) from error
 
         return call
 
@@ -267,7 +267,8 @@ def channels_last(inputs: Tensor) -> Tensor:
     """Lay a batch of images out so that replicas and channels lie side by side in memory.
 
     Under vmap a convolution of single channels becomes a depthwise one over `replicas` channels. Its CPU
-    kernel is two to three times as fast when these are innermost, and the layers after it keep the layout.
+    kernel takes about half the time when these are innermost, and the layers after it keep the layout. With
+    three channels it still helps, with sixteen it no longer does.
 
     Args:
         inputs: `[replicas, batch, channels, *spatial]`.
@@ -289,135 +290,3 @@ def channels_last(inputs: Tensor) -> Tensor:
             "only images have channels."
         )
     return inputs.movedim((0, 2), (-2, -1)).contiguous().movedim((-2, -1), (0, 2))
-
-
-def _explained(error: RuntimeError) -> Exception:
-    """Put an error of vmap into words that help; another one is the caller's own.
-
-    Args:
-        error: as raised within the mapped call.
-
-    Returns:
-        What to raise.
-    """
-    text = str(error)
-    if "randomness" in text:
-        return InputError(
-            "a layer of these modules draws random numbers, which replicas trained together draw in another "
-            'order than separate ones; pass randomness="different" if that is wanted.'
-        )
-    if any(word in text for word in _VMAP_REFUSALS):
-        first = text.splitlines()[0].split(". ")[0]
-        return InputError(
-            f"a layer of these modules, or the loss, cannot be computed for all replicas at once ({first}); "
-            "train them one by one."
-        )
-    return error
-
-
-def _check_alike(models: Sequence[nn.Module]) -> None:
-    """Refuse modules that cannot be stacked.
-
-    Args:
-        models: the replicas.
-
-    Raises:
-        InputError: if there are none, or one differs from the first.
-    """
-    if not models:
-        raise InputError("got no modules; give at least one.")
-    if len({id(model) for model in models}) < len(models):
-        raise InputError("one module was given twice; each replica must be a module of its own.")
-    first = _description(models[0])
-    for number, model in enumerate(models[1:], 1):
-        here = _description(model)
-        if here != first:
-            name = next(name for name in {**first, **here} if first.get(name) != here.get(name))
-            raise InputError(
-                f"replica {number} differs from replica 0 in {name!r}: {here.get(name, 'absent')} instead of "
-                f"{first.get(name, 'absent')}; replicas are trained together only if they are built alike."
-            )
-
-
-def _description(model: nn.Module) -> dict[str, Any]:
-    """Return what replicas must have in common, by name.
-
-    Args:
-        model: the module.
-
-    Returns:
-        Kind and mode of every module; shape, dtype, device and gradient of every tensor.
-    """
-    facts: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        facts[name or "the model"] = (type(module).__name__, "train" if module.training else "eval")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        facts[name] = (tuple(tensor.shape), str(tensor.dtype), str(tensor.device), tensor.requires_grad)
-    return facts
-
-
-def _check_own(optimizer: torch.optim.Optimizer, stacked: Sequence[Tensor]) -> None:
-    """Refuse an optimizer of other parameters, which would train something else in silence.
-
-    Args:
-        optimizer: what was made.
-        stacked: the parameters it was to be made from.
-
-    Raises:
-        InputError: if it holds another one.
-    """
-    known = {id(tensor) for tensor in stacked}
-    if not all(id(tensor) in known for group in optimizer.param_groups for tensor in group["params"]):
-        raise InputError(
-            "the optimizer holds parameters other than those it was given; make it from its argument: "
-            "lambda parameters: Adam(parameters)."
-        )
-
-
-def _check_elementwise(optimizer: MakeOptimizer, stacked: Sequence[Tensor]) -> None:
-    """Try the optimizer on small tensors, stacked and apart.
-
-    Args:
-        optimizer: makes one from a list of parameters.
-        stacked: the parameters it will have; their number and dimensions are kept.
-
-    Raises:
-        InputError: if the two disagree.
-    """
-    generator = torch.Generator().manual_seed(0)
-    sizes = [[2, *(min(size, _PROBE_SIZE) for size in tensor.shape[1:])] for tensor in stacked]
-    # Replicas of different magnitude, so that a norm over both is far from that of each.
-    scale = torch.tensor([1.0, 100.0], dtype=torch.float64)
-
-    def drawn() -> list[Tensor]:
-        unit = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
-        scaled = [values * scale.view(-1, *[1] * (values.ndim - 1)) for values in unit]
-        return [values.to(tensor.device) for values, tensor in zip(scaled, stacked, strict=True)]
-
-    starts, gradients = drawn(), [drawn() for _ in range(_PROBE_STEPS)]
-
-    def after(rows: slice) -> list[Tensor]:
-        parameters = [start[rows].clone().requires_grad_() for start in starts]
-        made = optimizer(parameters)
-        for gradient in gradients:
-            for parameter, values in zip(parameters, gradient, strict=True):
-                parameter.grad = values[rows].clone()
-            made.step()
-        return [parameter.detach() for parameter in parameters]
-
-    try:
-        together = after(slice(None))
-        apart = [torch.cat(pair) for pair in zip(after(slice(0, 1)), after(slice(1, 2)), strict=True)]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the optimizer cannot take stacked parameters ({error}); use one that works element by element, "
-            "such as SGD or Adam."
-        ) from error
-    if not all(
-        torch.allclose(one, other, rtol=_PROBE_RTOL, atol=_PROBE_ATOL)
-        for one, other in zip(together, apart, strict=True)
-    ):
-        raise InputError(
-            "the optimizer mixes elements of a tensor, so replicas would change each other; use one that "
-            "works element by element, such as SGD or Adam."
-        )

@@ -5,11 +5,12 @@ parameter that they know, name those they do not, and return a `Report` that als
 """
 
 from zanalysis.initializers.byname import INITIALIZATIONS, initialize
-from zanalysis.initializers.deterministic import gi_, hadamard_, partial_identity_, perturbed_identity_, zero_
+from zanalysis.initializers.identities import gi_, hadamard_, partial_identity_, perturbed_identity_
 from zanalysis.initializers.matrices import Normalization, hadamard
 from zanalysis.initializers.report import Entry, Report
 from zanalysis.initializers.residual import constnet_, fixup_, rezero_, skipinit_
 from zanalysis.initializers.standard import kaiming_, xavier_
+from zanalysis.initializers.zero import zero_
 from zanalysis.initializers.zeros import all_constant_, all_zero_, zeros_
 
 __all__ = [

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from zanalysis.errors import InputError, did_you_mean
-from zanalysis.initializers.branches import chosen_layers, named_layers
+from zanalysis.initializers.choosing import chosen_layers, named_layers
 from zanalysis.initializers.report import named
 
 __all__ = ["ROLES", "Attention", "find_attention"]
@@ -50,6 +50,8 @@ def find_attention(model: nn.Module, given: Attention = None) -> tuple[dict[str,
                     mine[role] = f"{prefix}.{child}" if prefix else child
         if any(set(mine) == together for together in _TOGETHER):
             roles |= {name: tuple(role) for role, name in mine.items()}
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"got attention = {given!r}, expected roles by name, such as {{'*.qkv': 'qkv'}}.")
     assumed = []
     if roles:
         assumed.append(f"taken for query, key and value matrices, by name: {named(list(roles))}.")

@@ -1,4 +1,4 @@
-"""Find the residual branches of a model, the layer that ends each, its attention matrices and its classifier.
+"""Find the residual branches of a model, the layer that ends each, and its classification layer.
 
 In this order: a layer that the caller names; a block that says what it is (children `branch` and `skip`, PyTorch's
 Transformer layers); a module whose own forward adds what its children return to what they started from; and, where
@@ -6,13 +6,12 @@ that forward cannot be followed, a module with a child of a name such as `downsa
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import fx, nn
 
-from zanalysis.analyzers.naming import Selection, selected
-from zanalysis.errors import InputError
+from zanalysis.initializers.choosing import Layers, chosen_layers, layered, named_layers
 from zanalysis.initializers.parts import ATTENTION, WEIGHTED, clean, unwrapped
 from zanalysis.initializers.report import named
 from zanalysis.initializers.tracing import Addition, Flow, follow
@@ -26,8 +25,6 @@ __all__ = [
     "find_classifier",
     "named_layers",
 ]
-
-Layers = Selection | Callable[[str, nn.Module], bool]
 
 _SKIPS = re.compile(
     r"(down_?sample|short_?cut|skip|skip_connection|skip_conv|identity|residual|res_conv|conv_res|conv_?short_?cut|"
@@ -66,10 +63,12 @@ class Branches:
 
     Attributes:
         found: the branches.
+        order: every linear, convolution and attention layer, in the order of the forward as far as it can be followed.
         assumed: what was taken for what, in sentences.
     """
 
     found: list[Branch]
+    order: list[str]
     assumed: list[str] = field(default_factory=list)
 
     @property
@@ -89,40 +88,6 @@ class Branches:
         return {name: branch for branch in inner for name in branch.layers}
 
 
-def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module of a model by each of its names.
-
-    Args:
-        model: the model.
-
-    Returns:
-        The modules; names without the prefixes of wrappers.
-    """
-    return {clean(name): module for name, module in unwrapped(model).named_modules(remove_duplicate=False)}
-
-
-def chosen_layers(model: nn.Module, selection: Layers, what: str) -> list[str]:
-    """Choose linear and convolution layers, and attention layers, by name.
-
-    Args:
-        model: the model.
-        selection: names, globs, compiled regular expressions, predicates `name -> bool` or
-            `(name, module) -> bool`, or several of these.
-        what: the argument's name, for errors.
-
-    Returns:
-        Their names, in the model's order.
-
-    Raises:
-        InputError: if the selection is of another kind, or one of its patterns matches nothing.
-    """
-    modules = {name: module for name, module in named_layers(model).items() if _layer(module)}
-    try:
-        return selected(selection, {name: (lambda m=m: m) for name, m in modules.items()})  # type: ignore[misc, arg-type]
-    except InputError as error:
-        raise InputError(f"{what}: {error}") from error
-
-
 def find_branches(model: nn.Module, last: Layers = None) -> Branches:
     """Find the residual branches.
 
@@ -134,7 +99,7 @@ def find_branches(model: nn.Module, last: Layers = None) -> Branches:
         The branches.
     """
     search = _Search(model)
-    found = Branches(list(search.all()))
+    found = Branches(list(search.all()), search.weighted(""))
     if last is None:
         found.assumed += _sentences(found.found) or [
             "no residual branch was found; where there are some, name the layers that end them with last=…"
@@ -146,7 +111,7 @@ def find_branches(model: nn.Module, last: Layers = None) -> Branches:
         ]
         return found
     if isinstance(last, Sequence) and not isinstance(last, str) and not last:
-        return Branches([])
+        return Branches([], found.order)
     given = chosen_layers(model, last, "last")
     inside = found.inside
     found.found = [_given(search, name, inside.get(name)) for name in given]
@@ -173,7 +138,8 @@ def find_classifier(
         given = chosen_layers(model, classifier, "classifier")
         return given, [f"taken as the classification layer, as given: {named(given)}."]
     apart = set(branches.inside) | branches.shortcuts
-    linear = [n for n, m in named_layers(model).items() if isinstance(m, nn.Linear) and n not in apart]
+    modules = named_layers(model)
+    linear = [name for name in branches.order if isinstance(modules[name], nn.Linear) and name not in apart]
     if not linear:
         return [], [
             "no linear layer outside the residual branches; none was taken as the classification layer."
@@ -205,8 +171,8 @@ class _Search:
             return [clean(name), clean(_join(name, "out_proj"))]
         flow = self._flow(module)
         children = [child for child, _ in module.named_children()]
-        called = [c for c in flow.calls if "." not in c] if isinstance(flow, Flow) else []
-        order = called if set(called) == set(children) else children
+        called = list(dict.fromkeys(c.split(".")[0] for c in flow.calls)) if isinstance(flow, Flow) else []
+        order = [child for child in children if child not in called] + called
         return [layer for child in order for layer in self.weighted(_join(name, child))]
 
     def direct(self, name: str) -> tuple[list[str], list[str]]:
@@ -228,7 +194,7 @@ class _Search:
             if layers:
                 yield self._branch(name, layers, skip, "its child is named branch, beside skip")
             return
-        if type(module).__module__.startswith("torch.") or not self._holds_weights(name, module):
+        if _built_in(module) or not self._holds_weights(module):
             return
         flow = self._flow(module)
         if isinstance(flow, Flow):
@@ -250,7 +216,10 @@ class _Search:
         if not addition.shared or not any(paths):
             return
         if all(paths):
-            # No summand is without weights: the shortest may be a projection, such as a 1×1 convolution.
+            # No summand is without weights: the shortest may be a projection, such as a 1×1 convolution. Where
+            # something in between is used elsewhere, too, this is no block but a sum of features.
+            if not addition.closed:
+                return
             shortcut = min(paths, key=lambda path: (not _skip_named(path), len(path), self._taps(path)))
             if len(shortcut) > 1 or (all(len(p) == 1 for p in paths) and not self._smaller(shortcut, paths)):
                 return
@@ -273,11 +242,11 @@ class _Search:
         kind = type(self.modules[name]).__name__
         return Branch(clean(name), tuple(layers), tuple(layers[-1:]), tuple(shortcut), kind, how)
 
-    def _holds_weights(self, name: str, module: nn.Module) -> bool:
-        return any(m is not module and _layer(m) for m in module.modules())
+    def _holds_weights(self, module: nn.Module) -> bool:
+        return any(m is not module and layered(m) for m in module.modules())
 
     def _flow(self, module: nn.Module) -> Flow | str:
-        if type(module).__module__.startswith("torch."):
+        if _built_in(module):
             return "PyTorch's own"
         if id(module) not in self._flows:
             self._flows[id(module)] = follow(module)
@@ -311,8 +280,8 @@ def _skip_named(path: list[str]) -> bool:
     return bool(path) and all(any(_SKIPS.fullmatch(step) for step in layer.split(".")) for layer in path)
 
 
-def _layer(module: nn.Module) -> bool:
-    return isinstance(module, (*WEIGHTED, ATTENTION))
+def _built_in(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.") and not isinstance(module, fx.GraphModule)
 
 
 def _has(module: nn.Module, child: str) -> bool:

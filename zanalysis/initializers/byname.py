@@ -8,10 +8,11 @@ from typing import Any
 from torch import Generator, nn
 
 from zanalysis.errors import InputError, did_you_mean
-from zanalysis.initializers.deterministic import hadamard_, partial_identity_, perturbed_identity_, zero_
+from zanalysis.initializers.identities import hadamard_, partial_identity_, perturbed_identity_
 from zanalysis.initializers.report import Report
 from zanalysis.initializers.residual import constnet_, fixup_, rezero_, skipinit_
 from zanalysis.initializers.standard import kaiming_, xavier_
+from zanalysis.initializers.zero import zero_
 from zanalysis.initializers.zeros import all_constant_, all_zero_, zeros_
 
 __all__ = ["INITIALIZATIONS", "describe", "initialize"]

@@ -78,7 +78,7 @@ class ZeroNoise:
         Returns:
             The output, with noise.
         """
-        if bool(module.weight.detach().any()):  # type: ignore[operator, union-attr]
+        if bool(module.weight.detach().any()):  # type: ignore[operator]
             for key in [key for key, hook in module._forward_hooks.items() if hook is self]:
                 del module._forward_hooks[key]
             return output
@@ -151,5 +151,5 @@ def _bias_shape(module: nn.Module, output: Tensor) -> tuple[int, ...]:
     if isinstance(module, NORMS) and not isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return (weight.shape[0], *([1] * (output.ndim - 2)))
     if isinstance(module, WEIGHTED):
-        return (module.out_channels, *([1] * (weight.ndim - 2)))  # type: ignore[arg-type, list-item]
+        return (module.out_channels, *([1] * (weight.ndim - 2)))  # type: ignore[arg-type]
     return tuple(weight.shape)

@@ -35,6 +35,7 @@ NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
     nn.InstanceNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
 )  # fmt: skip
+_CONTAINERS = (nn.ParameterList, nn.ParameterDict)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _MULTIPLIER = re.compile(
     r"(res_?|residual_?|skip_?|branch_?)?(scale|scalar|mult|multiplier|alpha|gain|gamma|weight)\d*[a-z]?"
@@ -95,10 +96,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
         The module inside, or itself.
 
     Raises:
-        InputError: if it is no module.
+        InputError: if it is no module, or a scripted one.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"got {type(model).__name__}, expected an nn.Module to initialize.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "got a scripted model; initialize the model that it is made of, and script it afterwards."
+        )
     while True:
         children = list(model._modules)
         wraps = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or children == [
@@ -188,7 +193,7 @@ def _kind(
         return "prelu", ()
     return (
         "unknown"
-        if type(module).__module__.startswith(_BUILT_IN)
+        if type(module).__module__.startswith(_BUILT_IN) and not isinstance(module, _CONTAINERS)
         else _own_kind(layer, module, own, parameter)
     ), ()
 

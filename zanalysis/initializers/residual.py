@@ -7,7 +7,8 @@ from torch import Generator, Tensor, nn
 
 from zanalysis.errors import InputError
 from zanalysis.initializers.attention import Attention
-from zanalysis.initializers.branches import Branches, Layers, find_branches, find_classifier, named_layers
+from zanalysis.initializers.branches import Branches, find_branches, find_classifier
+from zanalysis.initializers.choosing import Layers, named_layers
 from zanalysis.initializers.matrices import finite, taps
 from zanalysis.initializers.noise import OutputDropout, Source
 from zanalysis.initializers.parts import WEIGHTED, Part
@@ -131,6 +132,7 @@ def skipinit_(
         InputError: if alpha is neither, or d is asked for and no residual branch was found.
     """
     branches = None
+    survey(model, attention)  # what is refused is refused before the branches are looked for
     if alpha == "1/sqrt(d)":
         branches = find_branches(model, last)
         if not branches.found:
@@ -186,6 +188,8 @@ def constnet_(
         )
     head, said = find_classifier(model, branches, classifier)
     assumed += branches.assumed + said + _stuck(branches)
+    if p:
+        assumed.append("the noise lives in the model and in no state dict.")
     inside = branches.inside
     modules = named_layers(model)
 

@@ -43,10 +43,12 @@ class Addition:
     Attributes:
         operands: for each, the names of the children that only it has passed through since they parted, in order.
         shared: whether the operands come from one tensor.
+        closed: whether nothing in between is used elsewhere, too.
     """
 
     operands: tuple[tuple[str, ...], ...]
     shared: bool
+    closed: bool
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,26 @@ def follow(module: nn.Module) -> Flow | str:
                 for name, parameter in inspect.signature(type(module).forward).parameters.items()
                 if parameter.default is not inspect.Parameter.empty
             }
-            graph = _Own().trace(module, concrete_args=defaults or None)
+            graph: Any = getattr(module, "graph", None)
+            if not isinstance(module, fx.GraphModule):
+                graph = _Own().trace(module, concrete_args=defaults or None)
     except Exception as error:  # the forward is the user's code: anything may come out of it
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no text'}"
     calls = tuple(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module"))
-    return Flow(calls, tuple(_additions(graph)))
+    return Flow(calls, tuple(_additions(graph))[::-1])
 
 
 @contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
     # A forward may count its calls or keep its input: what it sets on the module, and random numbers, are put back.
-    homes = (module.__dict__, module._buffers, module._parameters, module._modules)
+    homes: tuple[dict[str, Any], ...] = (
+        module.__dict__,
+        module._buffers,
+        module._parameters,
+        module._modules,
+    )
     kept = [dict(home) for home in homes]
+    buffers = [(b, b.detach().clone(), b._version) for b in module._buffers.values() if b is not None]
     devices = sorted({p.get_device() for p in module.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         try:
@@ -103,26 +113,37 @@ def _untouched(module: nn.Module) -> Iterator[None]:
             for home, before in zip(homes, kept, strict=True):
                 home.clear()
                 home.update(before)
+            for buffer, value, version in buffers:
+                if buffer._version != version:
+                    with torch.no_grad():
+                        buffer.copy_(value)
 
 
 def _additions(graph: fx.Graph) -> Iterator[Addition]:
+    # From the last to the first: a sum of three is seen whole before the sum of two within it.
     place = {node: i for i, node in enumerate(graph.nodes)}
     inner: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
         if node in inner or not _is_addition(node):
             continue
-        reached = [_ancestors(operand) for operand in _operands(node, inner)]
+        sums = {node}
+        reached = [_ancestors(operand) for operand in _operands(node, sums)]
+        inner |= sums
         reached = [own for own in reached if any(n.op != "get_attr" for n in own)]  # not biases, positions
         if len(reached) < 2:
             continue
         origin = reached[0].intersection(*reached[1:])
         signal = [n for n in origin if n.op != "get_attr"]
-        paths = []
+        paths, closed = [], True
         for i, own in enumerate(reached):
             others: set[fx.Node] = set().union(*(other for j, other in enumerate(reached) if j != i))
-            path = sorted((n for n in own - others if n.op == "call_module"), key=place.__getitem__)
+            between = own - others
+            closed = closed and all(
+                user in between or user in sums or _asks_only(user) for n in between for user in n.users
+            )
+            path = sorted((n for n in between if n.op == "call_module"), key=place.__getitem__)
             paths.append(tuple(dict.fromkeys(str(n.target) for n in path)))
-        yield Addition(tuple(paths), bool(signal))
+        yield Addition(tuple(paths), bool(signal), closed)
 
 
 def _is_addition(node: fx.Node) -> bool:

@@ -2,7 +2,7 @@
 
 from torch import Generator, nn
 
-from zanalysis.initializers.branches import Layers, chosen_layers
+from zanalysis.initializers.choosing import Layers, chosen_layers
 from zanalysis.initializers.noise import Source, ZeroNoise
 from zanalysis.initializers.parts import ATTENTION, NORMS, WEIGHTED, Part, parts_of, unwrapped
 from zanalysis.initializers.plan import Rule, carry_out, constant, ordinary, remarks, survey
@@ -83,6 +83,13 @@ def _silent(model: nn.Module, title: str, norms: bool, generator: Generator | No
         assumed.append(
             "attention computes its projections within itself, where no noise can be given: "
             f"{named(list(dict.fromkeys(within)))}."
+        )
+    own = [
+        part.layer for part in parts if norms and part.kind == "scale" and not isinstance(part.module, NORMS)
+    ]
+    if own:
+        assumed.append(
+            f"zero without a noise, as these normalization layers are not PyTorch's: {named(own)}."
         )
     if noisy:
         assumed.append(

@@ -8,12 +8,15 @@ from typing import Literal, overload
 
 from zanalysis.errors import InputError, did_you_mean
 from zanalysis.experiments.data.bundled import digits, pydoc
+from zanalysis.experiments.data.cifar import load_cifar
 from zanalysis.experiments.data.idx import load_idx
+from zanalysis.experiments.data.imagenets import FolderSplit, load_imagenet, load_tiny
 from zanalysis.experiments.data.sets import Dataset, MemorySplit, Split
 from zanalysis.experiments.data.sources import SOURCES
 from zanalysis.experiments.data.text import TextDataset
+from zanalysis.experiments.data.wikitext import load_wikitext
 
-__all__ = ["DATASETS", "TEXTS", "Dataset", "MemorySplit", "Split", "TextDataset", "load"]
+__all__ = ["DATASETS", "TEXTS", "Dataset", "FolderSplit", "MemorySplit", "Split", "TextDataset", "load"]
 
 DATASETS = ("digits", *(name for name in SOURCES if name != "wikitext-2"), "pydoc", "wikitext-2")
 TEXTS = ("pydoc", "wikitext-2")
@@ -65,4 +68,12 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset |
         return digits()
     if name == "pydoc":
         return pydoc()
+    if name in ("cifar-10", "cifar-100"):
+        return load_cifar(name, data_dir)
+    if name == "tiny-imagenet":
+        return load_tiny(data_dir)
+    if name == "imagenet":
+        return load_imagenet(data_dir)
+    if name == "wikitext-2":
+        return load_wikitext(data_dir)
     return load_idx(name, data_dir)

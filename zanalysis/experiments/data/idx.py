@@ -1,11 +1,9 @@
 """MNIST and Fashion-MNIST: IDX files."""
 
-import gzip
 import hashlib
 import math
 import os
 import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 
 from zanalysis.errors import ZAnalysisError
+from zanalysis.experiments.data.archives import gunzipped, read_bounded
 from zanalysis.experiments.data.sets import Dataset, MemorySplit
 from zanalysis.experiments.data.sources import located
 
@@ -41,6 +40,7 @@ _CONTENTS = {
 }
 _PUBLISHED = {(60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,)}
 _CLASSES = 10
+_MOST_BYTES = 256 << 20  # the published images have 47 MB
 
 
 def load_idx(name: str, data_dir: str | os.PathLike[str] | None) -> Dataset:
@@ -160,11 +160,8 @@ def _idx(path: Path) -> np.ndarray:
     Raises:
         ZAnalysisError: if the file is not what it should be.
     """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ZAnalysisError(f"cannot read {path}: {reason}; fetch it again.") from error
+    read = gunzipped if path.suffix == ".gz" else read_bounded
+    content = read(path, _MOST_BYTES)
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ZAnalysisError(f"{path} is not an IDX file of unsigned bytes; fetch it again.")
     dimensions = content[3]

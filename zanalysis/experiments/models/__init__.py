@@ -1,6 +1,8 @@
 """Models of the experiments, each with width and depth as arguments.
 
-`build(name, …)` builds one of `MODELS`; the builders are in the modules of their names.
+`build(name, …)` builds one of `MODELS`; the builders can be
+imported from here too. Names and globs of their layers (`HEAD`, `FIRST_LINEARS`, …) stand beside them, in
+`zanalysis.experiments.models.vit` and so on.
 """
 
 from zanalysis.experiments.models.blocks import Bias, Multiplier, PadShortcut, ResidualBlock

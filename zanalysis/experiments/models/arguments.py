@@ -28,7 +28,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 
 def fraction(name: str, value: Any) -> float:
-    """Check a probability of dropping.
+    """Check a share, such as a probability of dropping.
 
     Args:
         name: of the argument.

@@ -4,9 +4,11 @@ The matrices W_Q, W_K, W_V are the layers `query`, `key`, `value`, and those of 
 `second`, so that initializers and the tracker find them by name.
 """
 
+import math
 from collections import OrderedDict
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,7 +19,8 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with each matrix a layer of its own (Vaswani et al. 2017, arXiv 1706.03762).
 
     `softmax(Q Kᵀ / √d_head) V` in each head, heads joined by `out`; the heads' dimension need not divide that
-    of the model. A custom forward because `nn.MultiheadAttention` keeps the three matrices in one tensor.
+    of the model. Written out, as `nn.MultiheadAttention` keeps the three matrices in one tensor, and the fused
+    attention of PyTorch has neither batching rules nor forward derivatives on a CPU, and no fixed bits on a GPU.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class SelfAttention(nn.Module):
             causal: whether each token sees only those up to itself.
         """
         super().__init__()
-        self.heads, self.dropout, self.causal = heads, dropout, causal
+        self.heads, self.root, self.dropout, self.causal = heads, math.sqrt(head_dim), dropout, causal
         self.query = nn.Linear(dim, heads * head_dim, bias=bias)
         self.key = nn.Linear(dim, heads * head_dim, bias=bias)
         self.value = nn.Linear(dim, heads * head_dim, bias=bias)
@@ -57,14 +60,15 @@ class SelfAttention(nn.Module):
             The same shape.
         """
         query, key, value = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+            projection(x).reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
-        dropout = self.dropout if self.training else 0.0
-        seen = functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=self.causal
-        )
-        joined: Tensor = self.out(seen.transpose(-3, -2).flatten(-2))
+        scores = query @ key.transpose(-2, -1) / self.root
+        if self.causal:
+            future = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(future, -math.inf)
+        seen = functional.dropout(scores.softmax(-1), self.dropout, self.training) @ value
+        joined: Tensor = self.out(seen.transpose(1, 2).flatten(2))
         return joined
 
 
@@ -92,7 +96,7 @@ def feedforward(
 class Patches(nn.Module):
     """Cut images into square patches, each flattened to a token, row by row.
 
-    The entries of a token are ordered by row, column and channel.
+    The entries of a token are ordered by channel, row and column.
     """
 
     def __init__(self, side: int) -> None:
@@ -111,8 +115,6 @@ class Patches(nn.Module):
             x: `[samples, channels, height, width]`, both multiples of the side.
 
         Returns:
-            `[samples, patches, side · side · channels]`.
+            `[samples, patches, channels · side · side]`.
         """
-        tiles = x.unflatten(-1, (-1, self.side)).unflatten(-3, (-1, self.side))
-        # Axes from the end: channels, row of patches, row within, column of patches, column within.
-        return tiles.movedim((-4, -2), (-5, -4)).movedim(-3, -1).flatten(-3).flatten(-3, -2)
+        return functional.unfold(x, self.side, stride=self.side).transpose(-2, -1)

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from zanalysis.experiments.models.arguments import image_shape, whole
+from zanalysis.experiments.models.arguments import fraction, image_shape, whole
 from zanalysis.experiments.models.blocks import ResidualBlock
 
 __all__ = ["HEAD", "cnn"]
@@ -24,13 +24,13 @@ def cnn(*, image: tuple[int, int, int], classes: int, depth: int = 3, slope: flo
         image: channels, height, width.
         classes: number of classes.
         depth: number of convolutions.
-        slope: of the LeakyReLU below zero; 0.01 is PyTorch's.
+        slope: of the LeakyReLU below zero, from 0 to below 1; 0.01 is PyTorch's.
 
     Returns:
         The model, `[samples, *image]` to `[samples, classes]`.
 
     Raises:
-        InputError: if a size is not positive.
+        InputError: if a size is not positive, or the slope out of range.
 
     Example:
         >>> sum(p.numel() for p in cnn(image=(1, 28, 28), classes=10).parameters())
@@ -38,10 +38,11 @@ def cnn(*, image: tuple[int, int, int], classes: int, depth: int = 3, slope: flo
     """
     channels, height, width = image_shape(image)
     whole("classes", classes)
+    below = fraction("slope", slope)
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(1, whole("depth", depth) + 1):
         convolution = nn.Conv2d(channels, channels, 3, padding=1)
-        modules[f"block{i}"] = ResidualBlock({"conv": convolution, "activation": nn.LeakyReLU(slope)})
+        modules[f"block{i}"] = ResidualBlock({"conv": convolution, "activation": nn.LeakyReLU(below)})
     modules["flatten"] = nn.Flatten()
     modules["fc"] = nn.Linear(channels * height * width, classes)
     return nn.Sequential(modules)

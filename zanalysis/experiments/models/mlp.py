@@ -129,6 +129,8 @@ def mlp(
     columns = math.prod(image_shape(image))
     chosen = ACTIVATIONS[choice("activation", activation, ACTIVATIONS)]
     whole("width", width)
+    choice("bias", bias, (True, False))
+    choice("norm", norm, (True, False))
     modules: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i in range(1, whole("depth", depth)):
         modules[f"fc{i}"] = nn.Linear(columns, width, bias=bias)

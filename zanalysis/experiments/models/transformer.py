@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zanalysis.errors import InputError
-from zanalysis.experiments.models.arguments import fraction, whole
+from zanalysis.experiments.models.arguments import choice, fraction, whole
 from zanalysis.experiments.models.attention import SelfAttention, feedforward
 from zanalysis.experiments.models.blocks import Multiplier
 
@@ -70,10 +70,43 @@ class TransformerLayer(nn.Module):
         return out
 
 
+class Positions(nn.Module):
+    """Add the sinusoidal encoding of the places; the table is no part of the weights."""
+
+    table: Tensor
+
+    def __init__(self, length: int, d_model: int) -> None:
+        """Compute the table.
+
+        Args:
+            length: of the longest text.
+            d_model: dimension of the tokens.
+        """
+        super().__init__()
+        self.register_buffer("table", sinusoids(length, d_model), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add.
+
+        Args:
+            x: `[samples, tokens, d_model]`.
+
+        Returns:
+            The same shape.
+
+        Raises:
+            InputError: if the text is longer than the model was built for.
+        """
+        length, longest = x.shape[1], self.table.shape[0]
+        if length > longest:
+            raise InputError(
+                f"got texts of {length} tokens, expected at most {longest}; build the model with length={length}."
+            )
+        return x + self.table[:length]
+
+
 class LanguageModel(nn.Module):
     """Score the next token of a text; see `transformer_lm`."""
-
-    positions: Tensor
 
     def __init__(
         self,
@@ -101,7 +134,7 @@ class LanguageModel(nn.Module):
         """
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, d_model)
-        self.register_buffer("positions", sinusoids(length, d_model), persistent=False)
+        self.positions = Positions(length, d_model)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.Sequential(
             *(TransformerLayer(d_model, heads, d_ff, dropout, rezero=rezero) for _ in range(layers))
@@ -135,18 +168,9 @@ class LanguageModel(nn.Module):
 
         Returns:
             Logits `[samples, tokens, vocabulary]`; those at place t depend on the tokens up to t only.
-
-        Raises:
-            InputError: if the text is longer than the model was built for.
         """
-        length, longest = tokens.shape[-1], self.positions.shape[0]
-        if length > longest:
-            raise InputError(
-                f"got texts of {length} tokens, expected at most {longest}; build the model with length={length}."
-            )
-        x = self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim)
-        x = self.layers(self.dropout(x + self.positions[:length]))
-        logits: Tensor = self.decoder(self.norm(x))
+        x = self.positions(self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim))
+        logits: Tensor = self.decoder(self.norm(self.layers(self.dropout(x))))
         return logits
 
 
@@ -222,6 +246,6 @@ def transformer_lm(
         heads,
         whole("d_ff", d_ff),
         fraction("dropout", dropout),
-        rezero=rezero,
+        rezero=choice("rezero", rezero, (True, False)),
         length=whole("length", length),
     )

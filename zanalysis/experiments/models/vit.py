@@ -81,9 +81,9 @@ class VisionTransformer(nn.Module):
             Logits `[samples, classes]`, read from the class token.
         """
         tokens = self.embedding(x)
-        first = self.class_token.expand(*tokens.shape[:-2], 1, -1)
-        tokens = torch.cat((first, tokens), -2) + self.positions
-        logits: Tensor = self.head(self.norm(self.blocks(tokens))[..., 0, :])
+        first = self.class_token.expand(tokens.shape[0], 1, -1)
+        tokens = torch.cat((first, tokens), 1) + self.positions
+        logits: Tensor = self.head(self.norm(self.blocks(tokens))[:, 0])
         return logits
 
 
