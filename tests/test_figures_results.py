@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import save_file
 
+from hooks import RankTracker
 from zanalysis import figures
 from zanalysis.analyzers.tucker_kernel import tucker2_error_surface
 from zanalysis.errors import InputError, RunFileError
@@ -246,3 +248,39 @@ def test_figure_6_without_measurements_says_what_was_not_measured(attach):
     assert texts(shown[1]) == ["pruning\nwas not measured"]
     with pytest.raises(InputError, match="no column 'score'"):
         figures.figure_6(tracker.table(), {"a": {"sparsity": [0.0]}}, reference="none")
+
+
+def test_the_folder_of_an_experiment_has_everything_of_figure_6(tmp_path):
+    folder = tmp_path / "figure-6-small"
+    folder.mkdir()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, bias=False))
+    with RankTracker(model, path=folder / "zero-0.h5", metrics=("stable_rank",), reference="init") as tracker:
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn(6, 3, 3, 3))
+        tracker.step()
+    save_file({"0.weight": model[0].weight.detach()}, folder / "zero-0.safetensors")
+    (folder / "p.csv").write_text("sparsity,score\n0.0,90\n0.5,80\n")
+    (folder / "t.csv").write_text("layer,rank_out,rank_in,error,score\n0,6,3,0.0,90\n0,3,2,0.4,70\n")
+    measured = {"pruning": "p.csv", "tucker": "t.csv"}
+    record = {"seed": 0, "run": "zero-0.h5", "settings": {"at": None}, "measured": measured}
+    said = {
+        "rows": [row("zero", "ZerO", [90.0])],
+        "trainings": {"zero-0": record},
+        "metric": "test accuracy [%]",
+    }
+    # Moved as a whole, it is read where it lies now.
+    (folder / "results.json").write_text(json.dumps({**said, "trainings_in": "/elsewhere/figure-6-small"}))
+    rank, pruned, by_rank, heat, *_ = figures.figure_6(folder)
+    assert rank.get_title().startswith("layer 0\n")
+    assert "ZerO, $W - W_0$" in lines(rank)
+    np.testing.assert_array_equal(lines(pruned)["_ZerO"].get_ydata(), [90, 80])
+    np.testing.assert_array_equal(lines(by_rank)["_ZerO"].get_ydata(), [70, 90])
+    surface = tucker2_error_surface(model[0].weight.detach())
+    np.testing.assert_array_equal(heat.images[0].get_array(), surface.numpy())
+    assert by_rank.get_ylabel() == "test accuracy [%]"
+    (folder / "p.csv").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*p\.csv"):
+        figures.figure_6(folder)
+    (folder / "results.json").write_text(json.dumps({**said, "trainings": {}}))
+    with pytest.raises(InputError, match="nothing of pruning or Tucker-2 was measured"):
+        figures.figure_6(folder)
