@@ -78,12 +78,12 @@ def test_trainings_that_diverged_stand_below_every_curve_and_are_counted():
     axes = figures.figure_4(SWEEP)
     crosses = [line for line in axes.get_lines() if line.get_label() == "_diverged"]
     assert [float(line.get_xdata()[0]) for line in crosses] == [20.0, 110.0]
-    assert {"2/2", "1/2"} <= set(texts(axes))
+    assert {"Fixup 2/2", "Fixup 1/2"} <= set(texts(axes))
     strip = max(line.get_ydata()[0] for line in crosses)
     low, high = axes.get_ylim()
     assert low + strip * (high - low) < 60.0
     assert all(tick >= 50 for tick in axes.get_yticks())
-    assert "no mean counts it" in below(axes)
+    assert "no mean counts them" in below(axes)
 
 
 def test_a_table_row_is_mean_deviation_seeds_and_the_papers_value():
