@@ -135,8 +135,8 @@ def test_the_heat_map_shows_every_value_and_zeros_as_below(runs):
 
 def test_the_staircase_marks_emergence_on_the_curve_and_draws_theory():
     spectrum = Spectra(np.arange(0, 50, 10), np.array([[0.0, 0], [1, 0], [2, 0], [2, 1], [2, 1]]))
-    evidence = pd.DataFrame({"layer": "fc", "reference": "init", "criterion": ["rises", "emergence", "emergence"],
-                             "index": [-1, 1, 0], "value": [0.5, 25.0, 15.0]})  # fmt: skip
+    evidence = pd.DataFrame({"layer": "fc", "reference": "init", "criterion": ["emergence", "emergence", "waits"],
+                             "index": [1, 0, 0], "value": [25.0, 15.0, 0.5]})  # fmt: skip
     axes = figures.staircase(spectrum, "fc", emergence=evidence, theory=[14.0, 26.0])
     marks = [line for line in axes.get_lines() if line.get_label() in ("emerges", "_emerges")]
     assert [(float(m.get_xdata()[0]), float(m.get_ydata()[0])) for m in marks] == [(15.0, 1.5), (25.0, 0.5)]
