@@ -36,9 +36,7 @@ def test_each_library_stays_in_its_room(name):
     used = packages(ROOT / name)
     if not name.startswith("zanalysis/runfile/"):
         assert "h5py" not in used
-    if not name.startswith(
-        ("zanalysis/figures.py", "zanalysis/figures_experiments.py", "zanalysis/reporting/")
-    ):
+    if not name.startswith(("zanalysis/figures/", "zanalysis/reporting/")):
         assert not used & {"matplotlib", "seaborn", "plotly", "jinja2"}
     if name != "zanalysis/watching/terminal.py":
         assert not used & {"textual", "textual_plot"}

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from zanalysis import cli_experiment, cli_init, cli_offline, cli_verify, cli_watch
+from zanalysis import cli_experiment, cli_figure, cli_init, cli_offline, cli_verify, cli_watch
 from zanalysis._version import __version__
 from zanalysis.analyzers.naming import inert
 from zanalysis.errors import RunFileError, ZAnalysisError
@@ -47,6 +47,7 @@ cli_offline.register(app)
 cli_init.register(app)
 cli_experiment.register(app)
 cli_watch.register(app)
+cli_figure.register(app)
 cli_verify.register(verify)
 
 _out = Console()
