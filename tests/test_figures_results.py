@@ -268,8 +268,7 @@ def test_the_folder_of_an_experiment_has_everything_of_figure_6(tmp_path):
         "trainings": {"zero-0": record},
         "metric": "test accuracy [%]",
     }
-    # Moved as a whole, it is read where it lies now.
-    (folder / "results.json").write_text(json.dumps({**said, "trainings_in": "/elsewhere/figure-6-small"}))
+    (folder / "results.json").write_text(json.dumps({**said, "trainings_in": "."}))
     rank, pruned, by_rank, heat, *_ = figures.figure_6(folder)
     assert rank.get_title().startswith("layer 0\n")
     assert "ZerO, $W - W_0$" in lines(rank)
