@@ -21,6 +21,11 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
+# Frameworks that only the slow tests train with.
+$(STAMP)-integrations: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,integrations]'
+	@touch $@
+
 setup: $(STAMP)  ## make .venv/ with everything in it
 
 demo: $(STAMP)  ## train the networks of Figure 3, and judge Theorem 1
@@ -30,7 +35,7 @@ demo: $(STAMP)  ## train the networks of Figure 3, and judge Theorem 1
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
-test-slow: $(STAMP)  ## run the slow tests
+test-slow: $(STAMP)-integrations  ## run the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m 'slow and not cuda'
 
 lint: $(STAMP)  ## check style and types

@@ -108,8 +108,9 @@ def test_every_figure_of_the_command_is_drawn(command, run_file, tmp_path):
         folder.mkdir()
         (folder / "results.json").write_text(json.dumps({"rows": of, "trainings": {}}))
     for which, source, *more in (
-        ("4", swept), ("table-4", swept), ("table-2", plain), ("table-3", plain), ("staircase", run_file, "--layer", "0"),
-        ("spectrum", run_file, "--layer", "0"), ("5", tmp_path, "--metric", "stable_rank"),
+        ("4", swept), ("table-4", swept), ("table-2", plain), ("table-3", plain),
+        ("staircase", run_file, "--layer", "0"), ("spectrum", run_file, "--layer", "0"),
+        ("5", tmp_path, "--metric", "stable_rank"),
     ):  # fmt: skip
         out = tmp_path / f"{which}.svg"
         code, _, messages = command(which, source, "--out", out, *more)

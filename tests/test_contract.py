@@ -9,10 +9,10 @@ import pytest
 import hooks
 import zanalysis as za
 
-HOOKS = ["RankTracker", "Recorder", "every", "logspaced", "at"]
+HOOKS = ["RankTracker", "Recorder", "every", "logspaced", "at", "alerts"]
 TRACKER = [
     "model", "optimizer", "path", "schedule", "layers", "tensors", "metrics", "reference", "tolerance", "view",
-    "probe", "mode", "start", "flush_seconds", "on_full", "budget", "alerts", "on_record",
+    "probe", "mode", "start", "flush_seconds", "on_full", "budget", "alerts", "on_record", "on_alert",
 ]  # fmt: skip
 RECORDER = [
     "model", "optimizer", "path", "schedule", "layers", "tensors", "dtype", "rows", "compression", "mode", "start",
@@ -76,6 +76,13 @@ def test_attaching_loads_no_plotting_and_no_pandas():
     code = (
         "import sys, hooks; print(sorted({'matplotlib', 'pandas', 'plotly', 'seaborn'} & set(sys.modules)))"
     )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_attaching_loads_no_framework():
+    names = "accelerate lightning mlflow pytorch_lightning tensorboard transformers wandb"
+    code = f"import sys, hooks, hooks.integrations; print(sorted(set('{names}'.split()) & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

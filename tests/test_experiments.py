@@ -23,7 +23,7 @@ from zanalysis.experiments.jobs import Job, variants
 from zanalysis.experiments.optimizing import factor, optimizer_of
 from zanalysis.experiments.recipes import RECIPES, find
 from zanalysis.experiments.recipes.schema import Decay, Optimizer
-from zanalysis.experiments.results import Row, incomparable
+from zanalysis.experiments.results import Row, incomparable, rows_of
 from zanalysis.experiments.runner import run_experiment
 from zanalysis.experiments.states import best_of
 from zanalysis.experiments.training import train
@@ -179,6 +179,8 @@ def test_batches_depend_on_seed_and_step_alone():
     assert not torch.equal(other.batch(0, 0)[0], first[0][0])
     seen = torch.cat([feed_of(job_of("table-2", "zero")).batch(0, i)[1] for i in range(5)])
     assert torch.equal(seen.sort().values, job_of("table-2", "zero").data.train.labels.sort().values)
+    later = torch.cat([feed_of(job_of("table-2", "zero")).batch(1, i)[1] for i in range(5)])
+    assert not torch.equal(later, seen)
 
 
 def test_deterministic_weights_are_those_of_every_seed_and_random_ones_are_not():
@@ -357,6 +359,14 @@ def test_divergence_is_a_result(tmp_path):
     assert train(job, tmp_path) == record
 
 
+def test_training_loss_is_the_mean_over_the_samples_of_its_epoch(tmp_path):
+    job = job_of("zero-weights/vit-cifar-10", "standard", batch=30, optimizer=Optimizer("sgd", lr=0.0))
+    images, labels = job.data.train.batch(torch.arange(100))
+    with torch.no_grad():
+        whole = torch.nn.functional.cross_entropy(network_of(job).model(images), labels).item()
+    assert train(job, tmp_path)["curves"]["train_loss"] == [None, *[pytest.approx(whole, rel=1e-5)] * 2]
+
+
 def test_replicas_trained_together_are_those_trained_alone(tmp_path):
     jobs = [job_of("zero-weights/cnn-mnist", "all-zero", seed=seed) for seed in (0, 1)]
     (tmp_path / "together").mkdir()
@@ -385,7 +395,7 @@ def test_interval_of_a_ratio_of_deviations_covers_it():
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
-        one, other = (row("a", generator.normal(5, s, 10)) for s in (0.7, 1.0))
+        one, other = (row("a", generator.normal(5, s, n)) for s, n in ((0.7, 4), (1.0, 20)))
         ratio, low, high = deviation_ratio(one, other)
         assert low < ratio < high
         covered += low < 0.7 < high
@@ -400,6 +410,27 @@ def test_why_numbers_are_not_the_sources():
     assert "5 epochs instead of 200" in reasons
     assert "width 8 instead of 64" in reasons
     assert "crop 0 instead of 4" in reasons
+
+
+@pytest.mark.parametrize(("name", "label", "counted"), [("table-2", "zero", 8.0), ("figure-4", "zero", 8.0),
+                         ("zero-weights/mixer-cifar-10", "zeroed", 9.0)])  # fmt: skip
+def test_the_last_epoch_counts_except_in_the_second_seed(name, label, counted):
+    recipe = find(name)
+    protocol = recipe.scales["smoke"]
+    variant = next(v for v in variants(recipe, protocol) if v.system.label == label)
+    records = {
+        f"{variant.label}-{seed}": {
+            "settings": {"system": label, "at": variant.at},
+            "seed": seed,
+            "status": status,
+            "value": 8.0,
+            "best": 9.0,
+        }
+        for seed, status in ((1, "ok"), (0, "ok"), (2, "diverged"))
+    }
+    (only,) = rows_of(recipe, variants(recipe, protocol), records)
+    assert (only.values, only.seeds, only.diverged) == ((counted, counted), (0, 1), (2,))
+    assert (only.mean, only.std) == (counted, 0)
 
 
 def test_best_epoch_depends_on_the_metric():

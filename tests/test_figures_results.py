@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import save_file
 
+from hooks import RankTracker
 from zanalysis import figures
 from zanalysis.analyzers.tucker_kernel import tucker2_error_surface
 from zanalysis.errors import InputError, RunFileError
@@ -38,7 +40,7 @@ SWEEP = {
     **TABLE, "experiment": "figure-4", "metric": "test accuracy [%]",
     "trainings": {"zero-8-0": {"settings": {"at": 8, "arguments": {"width": 2, "depth": 8}}}},
     "rows": [
-        row("zero-8", "ZerO", [80.0, 82.0], 8), row("zero-20", "ZerO", [81.0, 83.0], 20),
+        row("zero-8", "ZerO", [80.0, 82.0, 87.0], 8), row("zero-20", "ZerO", [81.0, 83.0], 20),
         row("zero-110", "ZerO", [79.0, 79.0], 110),
         row("fixup-8", "Fixup", [70.0, 72.0], 8), row("fixup-20", "Fixup", [], 20, diverged=[0, 1]),
         row("fixup-110", "Fixup", [60.0], 110, diverged=[1]),
@@ -62,12 +64,12 @@ def test_accuracy_against_depth_is_the_mean_with_its_deviation_and_a_gap():
     axes = figures.figure_4(SWEEP)
     zero, fixup = lines(axes)["ZerO"], lines(axes)["Fixup"]
     np.testing.assert_array_equal(zero.get_xdata(), [8, 20, 110])
-    np.testing.assert_array_equal(zero.get_ydata(), [81.0, 82.0, 79.0])
+    np.testing.assert_array_equal(zero.get_ydata(), [83.0, 82.0, 79.0])
     np.testing.assert_array_equal(fixup.get_ydata(), [71.0, math.nan, 60.0])
-    whiskers = axes.collections[0].get_segments()
-    assert [segment[:, 1].tolist() for segment in whiskers] == pytest.approx(
-        [[m - s, m + s] for m, s in ((81.0, math.sqrt(2)), (82.0, math.sqrt(2)), (79.0, 0.0))], abs=1e-12
-    )
+    whiskers = np.array([segment[:, 1] for segment in axes.collections[0].get_segments()])
+    spread = np.array([math.sqrt(13), math.sqrt(2), 0.0])
+    np.testing.assert_allclose(whiskers.mean(axis=1), [83.0, 82.0, 79.0], rtol=1e-12)
+    np.testing.assert_allclose(np.ptp(whiskers, axis=1), 2 * spread, atol=1e-12)
     assert axes.get_ylabel() == "test accuracy [%]"
     assert axes.get_xlabel() == "depth [layers with weights], logarithmic"
 
@@ -76,12 +78,12 @@ def test_trainings_that_diverged_stand_below_every_curve_and_are_counted():
     axes = figures.figure_4(SWEEP)
     crosses = [line for line in axes.get_lines() if line.get_label() == "_diverged"]
     assert [float(line.get_xdata()[0]) for line in crosses] == [20.0, 110.0]
-    assert {"2/2", "1/2"} <= set(texts(axes))
+    assert {"Fixup 2/2", "Fixup 1/2"} <= set(texts(axes))
     strip = max(line.get_ydata()[0] for line in crosses)
     low, high = axes.get_ylim()
     assert low + strip * (high - low) < 60.0
     assert all(tick >= 50 for tick in axes.get_yticks())
-    assert "no mean counts it" in below(axes)
+    assert "no mean counts them" in below(axes)
 
 
 def test_a_table_row_is_mean_deviation_seeds_and_the_papers_value():
@@ -117,8 +119,8 @@ def test_values_far_apart_are_drawn_on_a_logarithmic_axis_that_says_so():
 
 
 def test_a_swept_table_groups_by_what_is_swept():
-    rows = [row("standard-2", "standard", [200.0], 2, paper={"mean": None, "std": None}), row("zero-2", "ZerO", [190.0], 2),
-            row("zero-20", "ZerO", [150.0], 20)]  # fmt: skip
+    lost = row("standard-2", "standard", [200.0], 2, paper={"mean": None, "std": None})
+    rows = [lost, row("zero-2", "ZerO", [190.0], 2), row("zero-20", "ZerO", [150.0], 20)]
     trainings = {"zero-2-0": {"settings": {"at": 2, "arguments": {"layers": 2}}}}
     axes = figures.table_4({**TABLE, "metric": "test perplexity", "rows": rows, "trainings": trainings})
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["layers 2", "layers 20"]
@@ -144,7 +146,7 @@ def test_what_cannot_be_drawn_is_one_sentence(call, sentence):
 
 
 def test_a_missing_file_and_one_that_is_no_json_are_one_sentence(tmp_path):
-    with pytest.raises(RunFileError, match="there is no .*results.json"):
+    with pytest.raises(RunFileError, match=r"there is no .*results\.json"):
         figures.table_2(tmp_path)
     (tmp_path / "results.json").write_text("[1,")
     with pytest.raises(InputError, match="is not JSON"):
@@ -246,3 +248,38 @@ def test_figure_6_without_measurements_says_what_was_not_measured(attach):
     assert texts(shown[1]) == ["pruning\nwas not measured"]
     with pytest.raises(InputError, match="no column 'score'"):
         figures.figure_6(tracker.table(), {"a": {"sparsity": [0.0]}}, reference="none")
+
+
+def test_the_folder_of_an_experiment_has_everything_of_figure_6(tmp_path):
+    folder = tmp_path / "figure-6-small"
+    folder.mkdir()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, bias=False))
+    with RankTracker(model, path=folder / "zero-0.h5", metrics=("stable_rank",), reference="init") as tracker:
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn(6, 3, 3, 3))
+        tracker.step()
+    save_file({"0.weight": model[0].weight.detach()}, folder / "zero-0.safetensors")
+    (folder / "p.csv").write_text("sparsity,score\n0.0,90\n0.5,80\n")
+    (folder / "t.csv").write_text("layer,rank_out,rank_in,error,score\n0,6,3,0.0,90\n0,3,2,0.4,70\n")
+    measured = {"pruning": "p.csv", "tucker": "t.csv"}
+    record = {"seed": 0, "run": "zero-0.h5", "settings": {"at": None}, "measured": measured}
+    said = {
+        "rows": [row("zero", "ZerO", [90.0])],
+        "trainings": {"zero-0": record},
+        "metric": "test accuracy [%]",
+    }
+    (folder / "results.json").write_text(json.dumps({**said, "trainings_in": "."}))
+    rank, pruned, by_rank, heat, *_ = figures.figure_6(folder)
+    assert rank.get_title().startswith("layer 0\n")
+    assert "ZerO, $W - W_0$" in lines(rank)
+    np.testing.assert_array_equal(lines(pruned)["_ZerO"].get_ydata(), [90, 80])
+    np.testing.assert_array_equal(lines(by_rank)["_ZerO"].get_ydata(), [70, 90])
+    surface = tucker2_error_surface(model[0].weight.detach())
+    np.testing.assert_array_equal(heat.images[0].get_array(), surface.numpy())
+    assert by_rank.get_ylabel() == "test accuracy [%]"
+    (folder / "p.csv").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*p\.csv"):
+        figures.figure_6(folder)
+    (folder / "results.json").write_text(json.dumps({**said, "trainings": {}}))
+    with pytest.raises(InputError, match="nothing of pruning or Tucker-2 was measured"):
+        figures.figure_6(folder)

@@ -54,14 +54,14 @@ def test_a_trajectory_is_the_tables_with_its_reference_its_maximum_and_its_gap(r
     assert np.isnan(drawn.get_ydata()[0])
     assert lines(axes)["maximum, min(m, n)"].get_ydata()[0] == 8
     assert list(lines(axes)["_gaps"].get_xdata()) == [0]
-    assert axes.get_title() == "2\nthe update since the start, $W - W_0$"
+    assert axes.get_title() == "layer 2\nthe update since the start, $W - W_0$"
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("stable rank", "optimizer steps")
     assert "Gap at step 0 (ZerO; 2): the matrix is zero." in axes.figure.get_supxlabel()
 
 
 def test_several_references_are_panels_and_a_mixture_is_said(runs):
     shown = figures.figure_5(runs / "run.h5", ["0", "2"], reference=["none", "init"])
-    assert [axes.get_title().split("\n")[0] for axes in shown] == ["0", "2", "0", "2"]
+    assert [axes.get_title().split("\n")[0] for axes in shown] == ["layer 0", "layer 2", "layer 0", "layer 2"]
     assert "run, $W$" in lines(shown[0])
     mixed = {"a": open_run(runs / "run.h5"), "b": open_run(runs / "run.h5")}
     (axes,) = figures.figure_5(mixed, "2", reference={"a": "none", "b": "init"})
@@ -99,7 +99,7 @@ def test_what_was_not_recorded_is_one_sentence(runs, options, sentence):
 def test_nothing_to_draw_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="no run was given"):
         figures.figure_5([])
-    with pytest.raises(InputError, match="holds neither results.json nor a run file"):
+    with pytest.raises(InputError, match=r"holds neither results\.json nor a run file"):
         figures.figure_5(tmp_path)
     with pytest.raises(InputError, match="no column 'layer'"):
         figures.figure_5(pd.DataFrame({"step": [0]}))
@@ -135,8 +135,8 @@ def test_the_heat_map_shows_every_value_and_zeros_as_below(runs):
 
 def test_the_staircase_marks_emergence_on_the_curve_and_draws_theory():
     spectrum = Spectra(np.arange(0, 50, 10), np.array([[0.0, 0], [1, 0], [2, 0], [2, 1], [2, 1]]))
-    evidence = pd.DataFrame({"layer": "fc", "reference": "init", "criterion": ["rises", "emergence", "emergence"],
-                             "index": [-1, 1, 0], "value": [0.5, 25.0, 15.0]})  # fmt: skip
+    evidence = pd.DataFrame({"layer": "fc", "reference": "init", "criterion": ["emergence", "emergence", "waits"],
+                             "index": [1, 0, 0], "value": [25.0, 15.0, 0.5]})  # fmt: skip
     axes = figures.staircase(spectrum, "fc", emergence=evidence, theory=[14.0, 26.0])
     marks = [line for line in axes.get_lines() if line.get_label() in ("emerges", "_emerges")]
     assert [(float(m.get_xdata()[0]), float(m.get_ydata()[0])) for m in marks] == [(15.0, 1.5), (25.0, 0.5)]

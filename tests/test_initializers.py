@@ -107,7 +107,9 @@ def test_gi_refuses_what_it_is_not_defined_for(model, kind, says):
 
 
 @pytest.mark.parametrize("fill", [init.hadamard_, init.zero_])
-@pytest.mark.parametrize("target", [torch.empty(4, 2), torch.empty(2, 4), nn.Linear(2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "target", [torch.empty(4, 2), torch.empty(2, 4), nn.Linear(2, 2)], ids=["tall", "wide", "module"]
+)
 def test_unknown_normalizations_are_refused(fill, target):
     with pytest.raises(InputError, match="unknown normalization 'unit'"):
         fill(target, "unit")

@@ -7,7 +7,7 @@ import pandas as pd
 
 from zanalysis.experiments.recipes.schema import METRICS
 from zanalysis.experiments.results import Outcome
-from zanalysis.figures_experiments import (
+from zanalysis.figures.experiments import (
     save_bars,
     save_complexity,
     save_spread,

@@ -1,6 +1,7 @@
 """What an experiment found: means and deviations over seeds, beside what its source reports."""
 
 import dataclasses
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def incomparable(recipe: Recipe, scale: Scale, used: Protocol) -> tuple[str, ...
         A clause for each difference from the source's own protocol.
     """
     paper = recipe.scales.get("paper")
-    if paper is None or not any(system.paper for system in recipe.systems):
+    if paper is None:
         return ()
     reasons = [] if scale == "paper" else [f"scale {scale}"]
     if used.data != paper.data:
@@ -186,7 +187,7 @@ def summary(outcome: Outcome, protocol: Protocol) -> dict[str, Any]:
         "not_comparable_because": list(outcome.incomparable),
         "notes": list(outcome.notes),
         "rows": [dataclasses.asdict(row) for row in outcome.rows],
-        "trainings_in": str(outcome.trainings),
+        "trainings_in": os.path.relpath(outcome.trainings, outcome.results.parent),
         "trainings": dict(outcome.records),
     }
 

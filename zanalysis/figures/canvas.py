@@ -33,6 +33,7 @@ __all__ = [
     "sheet",
     "single",
     "styles",
+    "titled",
 ]
 
 GREY = "0.35"
@@ -88,7 +89,7 @@ _STYLES = (
     Style("#CC79A7", (0, (3, 1, 1, 1, 1, 1)), "v"),
     Style("#E69F00", (0, (8, 3)), "P"),
     Style("#56B4E9", (0, (2, 2)), "X"),
-    Style("#666666", (0, (1, 3)), "*"),
+    Style("#666666", (0, (1, 3)), "p"),
 )
 _FIXED = {
     "ZerO": 0,
@@ -236,7 +237,7 @@ def over_steps(axes: Axes, steps: Iterable[float]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_locator(SymmetricalLogLocator(linthresh=1, base=10))
         axes.xaxis.set_major_formatter(FuncFormatter(_count))
-        axes.set_xlabel("optimizer steps (logarithmic from 1 on)")
+        axes.set_xlabel("optimizer steps (log scale)")
 
 
 def _count(value: float, _: int) -> str:
@@ -257,6 +258,22 @@ def note(axes: Axes, *sentences: str, below: float = 34, width: int = 96) -> Non
         said, (0, 0), xytext=(0, -below), xycoords="axes fraction", textcoords="offset points",
         ha="left", va="top", fontsize=7, color=GREY, annotation_clip=False,
     )  # fmt: skip
+
+
+def titled(layer: str) -> str:
+    """Return what a layer is called above a panel; a bare number says nothing by itself.
+
+    Args:
+        layer: its name.
+
+    Returns:
+        A title.
+
+    Example:
+        >>> titled("2"), titled("layer2.0.conv1")
+        ('layer 2', 'layer2.0.conv1')
+    """
+    return f"layer {layer}" if layer[:1].isdigit() else layer
 
 
 def caption(shown: Sequence[Axes], *sentences: str) -> None:

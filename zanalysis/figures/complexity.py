@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from zanalysis.analyzers.naming import Selection
 from zanalysis.errors import InputError
-from zanalysis.figures.canvas import GREY, Style, caption, legend, panels, styles
+from zanalysis.figures.canvas import GREY, Style, caption, legend, panels, styles, titled
 from zanalysis.figures.measured import (
     Crossing,
     Curves,
@@ -124,7 +124,7 @@ def _ranks(
             f"{len(names)} layers were chosen, {', '.join(names[:4])} …; choose one, with layers=…."
         )
     gaps = draw_trajectories(axes, trajectories(sources, names[0], metric, reference), metric)
-    axes.set_title(f"{names[0]}\n{against(reference)}", fontsize=8.5)
+    axes.set_title(f"{titled(names[0])}\n{against(reference)}", fontsize=8.5)
     return [METRICS.get(metric, ""), *explained(gaps)]
 
 
@@ -151,7 +151,7 @@ def _pruning(axes: Axes, measured: Measured, look: Mapping[str, Style], toleranc
         return _nothing(axes, "pruning")
     table = measured.pruning.assign(percent=100 * measured.pruning["sparsity"])
     _curves(axes, table, "percent", "score", look)
-    axes.set_xlabel("weights removed from each layer [%]")
+    axes.set_xlabel("weights removed [%]")
     axes.set_ylabel(measured.metric)
     level, crossings = equal_score(
         table, "percent", higher_is_better(measured.metric), tolerance, fewer=False
@@ -167,7 +167,7 @@ def _tucker(
 ) -> list[str]:
     table = measured.tucker
     layer = str(table["layer"].iloc[0]) if "layer" in table and len(table) else "one kernel"
-    axes.set_title(f"Tucker-2 of\n{layer}", fontsize=8.5)
+    axes.set_title(f"Tucker-2 of\n{titled(layer)}", fontsize=8.5)
     errors.set_title("Tucker-2 error\nalong the curve above", fontsize=8.5)
     if table.empty:
         _nothing(errors, "the error of Tucker-2")

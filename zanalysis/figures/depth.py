@@ -68,7 +68,7 @@ def figure_4(results: Results, axes: Axes | None = None) -> Axes:
             if max(seeds) > 1
             else ": no deviation is known."
         ),
-        "× at the foot: a training that diverged, in the colour of its system; no mean counts it."
+        "× at the foot: trainings that diverged, of all seeds there; no mean counts them."
         if rows["diverged"].any()
         else "No training diverged.",
         f"Setting: {found.setting}." if found.setting else "",
@@ -92,9 +92,11 @@ def _crosses(axes: Axes, part: pd.DataFrame, style: Style, number: int) -> None:
         own = part.loc[part["at"] == at, "diverged"]
         axes.plot([at], [foot], linestyle="", marker="x", markersize=7, markeredgewidth=2, color=style.color,
                   transform=across, label="_diverged", zorder=5)  # fmt: skip
-        if len(own) > 1:
-            axes.annotate(f"{own.sum()}/{len(own)}", (at, foot), xycoords=across, xytext=(6, 0), fontsize=6.5,
-                          textcoords="offset points", va="center", color=style.color)  # fmt: skip
+        # In grey print the colour does not tell whose cross it is.
+        said = f"{part['system'].iloc[0]}{f' {own.sum()}/{len(own)}' if len(own) > 1 else ''}"
+        left = at > part["at"].min()
+        axes.annotate(said, (at, foot), xycoords=across, xytext=(-6 if left else 6, 0), fontsize=6.5, va="center",
+                      textcoords="offset points", ha="right" if left else "left", color="0.2")  # fmt: skip
 
 
 def _room_below(axes: Axes, systems: int) -> None:

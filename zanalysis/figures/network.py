@@ -17,7 +17,7 @@ from zanalysis.analyzers.naming import Selection, layer_name, selected
 from zanalysis.checkpoints.contents import Checkpoint
 from zanalysis.checkpoints.opening import open_checkpoints
 from zanalysis.errors import InputError, did_you_mean
-from zanalysis.figures.canvas import GREY, caption, panels
+from zanalysis.figures.canvas import GREY, caption, panels, titled
 
 __all__ = ["figure_2"]
 
@@ -184,7 +184,7 @@ def _image(axes: Axes, matrix: Array, shape: Sequence[int], **how: Any) -> Any:
 
 
 def _start(axes: Axes, name: str, W: torch.Tensor) -> Any:
-    axes.set_title(f"layer {name}, {W.shape[0]} × {W.shape[1]}\nW at the start", fontsize=8)
+    axes.set_title(f"{titled(name)}, {W.shape[0]} × {W.shape[1]}\nW at the start", fontsize=8)
     return _image(
         axes, np.asarray(W.abs()), W.shape, cmap="Greys", vmin=0, vmax=max(1.0, float(W.abs().max()))
     )
@@ -201,7 +201,7 @@ def _end(axes: Axes, name: str, residual: Array, n_x: int, norm: LogNorm, less: 
     said = "nothing outside the block" if worst == 0 else f"outside the block: up to {worst:.1e}"
     if inside == (rows, columns):
         said = "the block is the whole"
-    axes.set_title(f"layer {name}, W − {less} after training\n{said}", fontsize=8)
+    axes.set_title(f"{titled(name)}, W − {less} after training\n{said}", fontsize=8)
     axes.add_patch(Rectangle((0.5, 0.5), inside[1], inside[0], fill=False, edgecolor="#D55E00", linewidth=1.4,
                              clip_on=False, zorder=5))  # fmt: skip
     axes.set_facecolor("white")

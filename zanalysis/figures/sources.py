@@ -97,9 +97,7 @@ def _folder_runs(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _beside(results: Path, said: Mapping[str, Any]) -> Path:
-    # A folder that was moved as a whole is read where it is.
-    named = Path(str(said.get("trainings_in", results.parent)))
-    return results.parent if named.name == results.parent.name else results.parent.parent / named.name
+    return results.parent / str(said.get("trainings_in", "."))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm
 
 from zanalysis.analyzers.naming import selected
 from zanalysis.errors import InputError, did_you_mean
-from zanalysis.figures.canvas import caption, legend, over_steps, single
+from zanalysis.figures.canvas import caption, legend, over_steps, single, titled
 from zanalysis.figures.recorded import maximal_rank
 from zanalysis.figures.sources import against
 from zanalysis.runfile.reader import Run, open_run
@@ -162,7 +162,7 @@ def spectrum_heatmap(
     shown.set_xlim(edges[0], edges[-1])
     most = maximal_rank(record, name)
     shown.set_ylabel(f"index i of $\\sigma_i$ ({k}{'' if math.isnan(most) else f' of {most:g}'} recorded)")
-    shown.set_title(f"layer {name}, {tensor}: {against(reference)}", fontsize=9)
+    shown.set_title(f"{titled(name)}, {tensor}: {against(reference)}", fontsize=9)
     under = bool((known < lowest).any())
     bar = shown.figure.colorbar(drawn, ax=shown, extend="min" if under else "neither", pad=0.02)
     bar.ax.tick_params(labelsize=7)
@@ -230,7 +230,7 @@ def staircase(
     _emergences(shown, spectra, _steps_of(emergence, name, reference), colors)
     _theory(shown, theory, count)
     shown.set_ylabel("singular value" + (", logarithmic" if logarithmic else ""))
-    shown.set_title((f"layer {name}: " if name else "") + against(reference), fontsize=9)
+    shown.set_title((f"{titled(name)}: " if name else "") + against(reference), fontsize=9)
     over_steps(shown, spectra.steps)
     legend([shown], columns=6)
     fewer = f"The {count} largest of {values.shape[1]} recorded values." if count < values.shape[1] else ""

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from zanalysis.analyzers.naming import Selection
 from zanalysis.errors import InputError
-from zanalysis.figures.canvas import GREY, Style, caption, legend, over_steps, panels, styles
+from zanalysis.figures.canvas import GREY, Style, caption, legend, over_steps, panels, styles, titled
 from zanalysis.figures.recorded import Trajectory, layers_of, trajectories
 from zanalysis.figures.sources import Labelled, Sources, against, labelled
 
@@ -77,7 +77,7 @@ def figure_5(
     for axes_of, (one, name) in zip(shown, [(r, n) for r in rows for n in names], strict=True):
         found = _of(sources, name, metric, one)
         gaps += draw_trajectories(axes_of, found, metric)
-        axes_of.set_title(f"{name}\n{_of_what(found)}", fontsize=8.5)
+        axes_of.set_title(f"{titled(name)}\n{_of_what(found)}", fontsize=8.5)
     said = [METRICS.get(metric, ""), *explained(gaps)]
     if any(isinstance(one, Mapping) and len(set(one.values())) > 1 for one in rows):
         said.append("Curves of different references stand on one axis: they are not the same quantity.")

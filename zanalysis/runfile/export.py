@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "export_tables", "tables_of"]
 
-FORMATS = ("csv", "parquet")
+FORMATS = ("csv", "parquet", "tensorboard")
 
 
 def export_tables(
@@ -27,12 +27,13 @@ def export_tables(
 
     Args:
         run: an open run, or its path.
-        to: ``"csv"`` or ``"parquet"``.
+        to: ``"csv"``, ``"parquet"``, or ``"tensorboard"``: a folder of event files, see
+            `zanalysis.runfile.tensorboard`.
         out: the folder they are written into, made if it is missing; the run's own if None.
         overwrite: whether files that are there may be replaced.
 
     Returns:
-        The files written.
+        The files written, or the folder.
 
     Raises:
         InputError: if the format is unknown or its writer not installed, or a file is there already.
@@ -40,6 +41,10 @@ def export_tables(
     """
     if to not in FORMATS:
         raise InputError(f"unknown format {to!r}; {did_you_mean(to, FORMATS)}")
+    if to == "tensorboard":
+        from zanalysis.runfile.tensorboard import export_tensorboard
+
+        return [export_tensorboard(run, out, overwrite)]
     if to == "parquet":
         try:
             import pyarrow  # noqa: F401

@@ -39,7 +39,8 @@ def _adam(lr: float) -> Optimizer:
     return Optimizer("adam", lr=lr)
 
 
-# The CNN: everything is zero.
+# The CNN: everything is zero. A kernel of a single channel has one row, and is followed where it is named.
+_CNN_LAYERS = ("block1.conv", "block2.conv", "block3.conv", "fc")
 _CNN = Protocol(
     data="mnist",
     model="cnn",
@@ -47,7 +48,7 @@ _CNN = Protocol(
     batch=100,
     optimizer=_adam(1e-4),
     decay=Decay(kind="every", period=20, factor=0.95),
-    tracking=_PAPER_TRACKING,
+    tracking=replace(_PAPER_TRACKING, layers=_CNN_LAYERS),
     seeds=20,
     ours=(_IN_UNIT, _BF16),
 )
@@ -58,7 +59,7 @@ _CNN_SMALL = replace(
     train=10_000,
     test=2_000,
     optimizer=_adam(1e-3),
-    tracking=_TRACKING,
+    tracking=replace(_TRACKING, layers=_CNN_LAYERS),
     seeds=3,
     ours=(_IN_UNIT, "at this scale 10 epochs at learning rate 1e-3"),
 )
