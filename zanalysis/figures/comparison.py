@@ -119,7 +119,7 @@ def _from_results(said: Mapping[str, Any]) -> Comparison:
 
 
 def _sweep(said: Mapping[str, Any]) -> str:
-    """Find the name of what is swept: the model's argument that has its value.
+    """Find the name of what is swept: the model's argument that has its value in every training.
 
     Args:
         said: what `results.json` holds.
@@ -127,9 +127,10 @@ def _sweep(said: Mapping[str, Any]) -> str:
     Returns:
         Its name.
     """
-    for record in said.get("trainings", {}).values():
-        settings = record["settings"]
-        for name, value in settings.get("arguments", {}).items():
-            if settings.get("at") is not None and value == settings["at"]:
-                return str(name)
-    return "depth"
+    swept = [record["settings"] for record in said.get("trainings", {}).values()]
+    swept = [settings for settings in swept if settings.get("at") is not None]
+    # Another argument may happen to have the same value; what the protocol fixes is not what is swept.
+    fixed = said.get("protocol", {}).get("arguments", {})
+    names = dict.fromkeys(name for settings in swept for name in settings.get("arguments", {}))
+    found = [n for n in names if all(s.get("arguments", {}).get(n) == s["at"] for s in swept)]
+    return str(next((name for name in found if name not in fixed), next(iter(found), "depth")))
