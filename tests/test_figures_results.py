@@ -145,6 +145,36 @@ def test_what_cannot_be_drawn_is_one_sentence(call, sentence):
         call()
 
 
+def test_what_is_swept_is_what_differs_between_trainings_and_not_an_argument_of_the_same_value():
+    arguments = ({"heads": 2, "layers": 2}, {"heads": 2, "layers": 6})
+    said = {
+        **SWEEP,
+        "protocol": {"data": "pydoc", "arguments": {"heads": 2}},
+        "trainings": {f"zero-{a['layers']}-0": {"settings": {"at": a["layers"], "arguments": a}} for a in arguments},
+        "rows": [row("zero-2", "ZerO", [64.0], 2), row("zero-6", "ZerO", [79.0], 6)],
+    }  # fmt: skip
+    groups = [tick.get_text() for tick in figures.table_4(said).get_yticklabels()]
+    assert groups == ["layers 2", "layers 6"]
+    del said["trainings"]["zero-6-0"]  # the protocol alone can tell
+    assert figures.table_4(said).get_yticklabels()[0].get_text() == "layers 2"
+
+
+def test_a_legend_of_long_names_is_not_cut_at_the_sides_of_a_narrow_sheet():
+    table = pd.DataFrame(
+        {"step": [0, 1], "layer": "fc", "tensor": "weight", "reference": "init", "metric": "stable_rank",
+         "value": [1.0, 2.0]}
+    )  # fmt: skip
+    names = [f"a training of a rather long name, number {number}" for number in range(4)]
+    (axes,) = figures.figure_5(dict.fromkeys(names, table), layers="fc")
+    figure = axes.figure
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    assert [text.get_text().split(",")[1] for text in legend.get_texts()] == [n.split(",")[1] for n in names]
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+
+
 def test_a_missing_file_and_one_that_is_no_json_are_one_sentence(tmp_path):
     with pytest.raises(RunFileError, match=r"there is no .*results\.json"):
         figures.table_2(tmp_path)

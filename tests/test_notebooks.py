@@ -145,7 +145,9 @@ def test_figures_5_and_6_show_the_runs_and_what_was_measured(tmp_path, executed)
         accuracies="{name: measured.pruning.query('system == @name')['score'].iloc[0] for name in ('ZerO', 'Kaiming')}",
     )
     assert values["found"]["the paper's difference"] == [25, 25, -30, -30]
-    accuracies = {TITLES[record["settings"]["system"]]: record["value"] for record in outcome.records.values()}
+    accuracies = {
+        TITLES[record["settings"]["system"]]: record["value"] for record in outcome.records.values()
+    }
     assert values["accuracies"] == accuracies
     # The test images are others than the 100 of the smoke scale: a network that was loaded wrongly is at chance.
     assert set(values["unpruned"]) == {"ZerO", "Kaiming"}
@@ -215,7 +217,9 @@ def test_committed_outputs_are_light_and_without_errors_or_traces_of_a_machine(p
         assert output.get("name") != "stderr"
         assert len(str(output)) < 500_000
         shown = str({kind: text for kind, text in output.get("data", {}).items() if "image" not in kind})
-        assert not re.search(r"/(home|tmp|root|work|Users|var)/|\bat 0x[0-9a-f]{6,}", shown + output.get("text", ""))
+        assert not re.search(
+            r"/(home|tmp|root|work|Users|var)/|\bat 0x[0-9a-f]{6,}", shown + output.get("text", "")
+        )
     assert not any(cell.metadata for cell in notebook.cells)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert set(notebook.metadata.language_info) == {"name"}

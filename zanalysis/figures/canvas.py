@@ -211,9 +211,12 @@ def legend(shown: Sequence[Axes], columns: int = 3) -> None:
     figure = shown[0].figure
     given = (list(entries.values()), list(entries))
     if isinstance(figure, Sheet):
-        figure.legend(
-            *given, loc="outside upper center", ncols=min(columns, len(entries)), frameon=False, fontsize=8
-        )
+        for ncols in range(min(columns, len(entries)), 0, -1):
+            made = figure.legend(*given, loc="outside upper center", ncols=ncols, frameon=False, fontsize=8)
+            # Long names on a narrow sheet would be cut at both sides.
+            if ncols == 1 or made.get_window_extent().width <= figure.bbox.width:
+                return
+            made.remove()
     else:
         shown[-1].legend(*given, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
 
