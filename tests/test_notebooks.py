@@ -106,8 +106,9 @@ def test_the_staircase_is_where_the_theory_says(executed):
         confusion="'not holds    │     0 │      122' in Path('../benchmarks/results/glrl-confusion.txt').read_text()",
     )
     assert values["sigmas"] == [4.0, 2.5, 1.5, 0.8] * 2
-    # Gradient descent of finite step lags the flow by about half a step of the fastest mode's growth.
-    np.testing.assert_allclose(values["ratios"], 1, atol=0.03)
+    # Gradient descent of finite step lags the flow: by up to 2 % where the stairs are short, by less where they are long.
+    np.testing.assert_allclose(values["ratios"][:4], 1, atol=0.025)
+    np.testing.assert_allclose(values["ratios"][4:], 1, atol=0.01)
     assert values["verdicts"] == {
         "depth 2": "holds",
         "depth 3": "holds",
@@ -155,8 +156,9 @@ def test_figures_5_and_6_show_the_runs_and_what_was_measured(tmp_path, executed)
         TITLES[record["settings"]["system"]]: record["value"] for record in outcome.records.values()
     }
     assert values["accuracies"] == accuracies
-    # The test images are others than the 100 of the smoke scale: a network that was loaded wrongly is at chance.
-    assert set(values["unpruned"]) == {"ZerO", "Kaiming"}
+    # The test images are others than the 100 of the smoke scale, whose standard error is at most 5 points.
+    for title, accuracy in accuracies.items():
+        assert values["unpruned"][title] == pytest.approx(accuracy, abs=15), (title, values["unpruned"])
     assert pictures(notebook) == 1
 
 
