@@ -159,22 +159,6 @@ def test_what_is_swept_is_what_differs_between_trainings_and_not_an_argument_of_
     assert figures.table_4(said).get_yticklabels()[0].get_text() == "layers 2"
 
 
-def test_a_legend_of_long_names_is_not_cut_at_the_sides_of_a_narrow_sheet():
-    table = pd.DataFrame(
-        {"step": [0, 1], "layer": "fc", "tensor": "weight", "reference": "init", "metric": "stable_rank",
-         "value": [1.0, 2.0]}
-    )  # fmt: skip
-    names = [f"a training of a rather long name, number {number}" for number in range(4)]
-    (axes,) = figures.figure_5(dict.fromkeys(names, table), layers="fc")
-    figure = axes.figure
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    extent = legend.get_window_extent()
-    assert [text.get_text().split(",")[1] for text in legend.get_texts()] == [n.split(",")[1] for n in names]
-    assert extent.x0 >= 0
-    assert extent.x1 <= figure.bbox.width
-
-
 def test_a_missing_file_and_one_that_is_no_json_are_one_sentence(tmp_path):
     with pytest.raises(RunFileError, match=r"there is no .*results\.json"):
         figures.table_2(tmp_path)

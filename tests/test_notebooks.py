@@ -106,7 +106,7 @@ def test_the_staircase_is_where_the_theory_says(executed):
         confusion="'not holds    │     0 │      122' in Path('../benchmarks/results/glrl-confusion.txt').read_text()",
     )
     assert values["sigmas"] == [4.0, 2.5, 1.5, 0.8] * 2
-    # Gradient descent of finite step lags the flow: by up to 2 % where the stairs are short, by less where they are long.
+    # Gradient descent of finite step lags the flow: by up to 2 % where the stairs are short, else by less.
     np.testing.assert_allclose(values["ratios"][:4], 1, atol=0.025)
     np.testing.assert_allclose(values["ratios"][4:], 1, atol=0.01)
     assert values["verdicts"] == {
