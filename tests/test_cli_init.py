@@ -169,3 +169,20 @@ def test_in_a_process_of_its_own(tmp_path):
     for expected in (0, 2):
         result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == expected, result.stderr
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_the_system_refuses_to_write_is_one_sentence(command, tmp_path, suffix):
+    # As long as a name may be, so that no longer one fits beside it.
+    name = "w" * (255 - len(suffix)) + suffix
+    code, _, messages = command("zero", "init_nets:build", "--out", name)
+    assert code == 2
+    assert messages == f"zanalysis: cannot write {name}: File name too long.\n"
+    assert not list(tmp_path.glob("*www*"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_have_the_permissions_of_other_files(command, tmp_path, suffix):
+    assert command("zero", "init_nets:build", "--out", f"zero{suffix}")[0] == 0
+    (tmp_path / "other").touch()
+    assert (tmp_path / f"zero{suffix}").stat().st_mode == (tmp_path / "other").stat().st_mode

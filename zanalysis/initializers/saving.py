@@ -1,5 +1,7 @@
 """A model built by a function of the user's, initialized by name, and its weights in a file."""
 
+import contextlib
+import io
 import os
 import warnings
 from collections.abc import Callable
@@ -83,18 +85,23 @@ def _target(out: str | os.PathLike[str], overwrite: bool) -> Path:
 
 
 def _write(model: nn.Module, path: Path) -> None:
+    # Bytes first: what writing them can fail with is an OSError, and the file has the permissions of any other.
+    state = model.state_dict()
+    if path.suffix.lower() == ".safetensors":
+        from safetensors.torch import save
+
+        # One copy for each name: the format refuses tensors that share memory, as tied weights do.
+        content = save({k: v.detach().clone().contiguous() for k, v in state.items()}, {"format": "pt"})
+    else:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import save_file
-
-            # One copy for each name: the format refuses tensors that share memory, as tied weights do.
-            tensors = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
-            save_file(tensors, part, metadata={"format": "pt"})
-        else:
-            torch.save(model.state_dict(), part)
+        part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
