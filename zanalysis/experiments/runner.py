@@ -232,6 +232,10 @@ class _Running:
         compared = variants(self._recipe, self._protocol)
         rows = rows_of(self._recipe, compared, records)
         notes = [self._setting(), *self._notes, *self._protocol.ours]
+        if self._recipe.best:
+            notes.append(
+                "each training counts with the best of its epochs, chosen by the test samples themselves"
+            )
         for system in self._recipe.systems:
             notes += [f"{system.title}: {sentence}" for sentence in system.ours]
         reasons = incomparable(self._recipe, self._scale, self._protocol)
