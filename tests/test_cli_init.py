@@ -186,3 +186,21 @@ def test_weights_have_the_permissions_of_other_files(command, tmp_path, suffix):
     assert command("zero", "init_nets:build", "--out", f"zero{suffix}")[0] == 0
     (tmp_path / "other").touch()
     assert (tmp_path / f"zero{suffix}").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63), str(10**30)])
+def test_a_seed_that_is_none_is_refused(command, tmp_path, seed):
+    code, _, messages = command("kaiming", "init_nets:build", "--out", "a.pt", "--seed", seed)
+    assert code == 2
+    assert messages == f"zanalysis: got seed = {seed}, expected a whole number from 0 to {2**63 - 1}.\n"
+    assert not (tmp_path / "a.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "instead"), [("generator", "--seed"), ("out", "--out"), ("build", "the second")]
+)
+def test_what_is_no_option_of_an_initialization_says_what_is_meant(command, key, instead):
+    code, _, messages = command("kaiming", "init_nets:build", "--out", "a.pt", "--option", f"{key}=3")
+    assert code == 2
+    assert f"{key} is no option of an initialization" in messages
+    assert instead in messages

@@ -17,6 +17,7 @@ from zanalysis.initializers.report import Report
 
 __all__ = ["SUFFIXES", "initialize_to_file"]
 
+_SEEDS = 2**63
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
@@ -35,7 +36,7 @@ def initialize_to_file(
         name: one of `INITIALIZATIONS`.
         build: returns the model, or a tuple whose first entry is the model.
         out: the file: .pt or .pth for `torch.save`, .safetensors.
-        seed: of the global generator for the builder, and of the initialization's own.
+        seed: of the global generator for the builder, and of the initialization's own; from 0 to 2^63 − 1.
         overwrite: whether a file that is there may be replaced.
         options: of the initialization.
 
@@ -43,11 +44,13 @@ def initialize_to_file(
         The report. What it warns of stands in `unknown`.
 
     Raises:
-        InputError: if the name, the file or an option is none, the builder fails or returns no model, or the
+        InputError: if the name, the file, the seed or an option is none, the builder fails or returns no model, or the
             initialization refuses the model. No file is written then.
     """
     if name not in INITIALIZATIONS:
         raise InputError(f"unknown initialization {name!r}; {did_you_mean(name, INITIALIZATIONS)}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
+        raise InputError(f"got seed = {seed!r}, expected a whole number from 0 to {_SEEDS - 1}.")
     path = _target(out, overwrite)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
