@@ -212,6 +212,8 @@ def test_one_recipe_of_each_model_family_runs_to_its_table(tmp_path, name, only)
     content = json.loads(outcome.results.read_text())
     told = "each training counts with the best of its epochs, chosen by the test samples themselves"
     assert (told in outcome.notes) == name.startswith("zero-weights")
+    absent = [s.title for s in find(name).systems if s.title not in {row.title for row in outcome.rows}]
+    assert not any(note.startswith(f"{title}: ") for note in outcome.notes for title in absent)
     counted = "best" if name.startswith("zero-weights") else "value"
     values = [record[counted] for record in content["trainings"].values()]
     assert content["rows"][0]["mean"] == pytest.approx(np.mean(values), rel=1e-12)
