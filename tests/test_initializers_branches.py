@@ -157,7 +157,7 @@ class Squeeze(nn.Module):
 
     def forward(self, x):
         scale = self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True))))
-        return x * torch.sigmoid(scale)
+        return torch.sigmoid(scale) * x
 
 
 class Gated(nn.Module):
