@@ -281,7 +281,7 @@ def record_steps(outcome):
         # MixUp, noise from a generator and recorded gradients; replicas together; text with dropout.
         ("zero-weights/mixer-all-constant", "all-constant", [1], 8),
         pytest.param("zero-weights/cnn-mnist", "all-zero", [0, 1], 14, marks=pytest.mark.slow),
-        pytest.param("table-3", "constnet-noise", [0], 7, marks=pytest.mark.slow),
+        pytest.param("table-3", "constnet-noise", [0], 9, marks=pytest.mark.slow),
         pytest.param("table-4", "zero-2", [0], 19, marks=pytest.mark.slow),
     ],
 )

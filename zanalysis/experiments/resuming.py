@@ -213,7 +213,7 @@ def take_up(files: Files, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         raise RunFileError(_in_the_way(files.checkpoint, "it is not the checkpoint of a training")) from None
     if reason:
         raise RunFileError(_in_the_way(files.checkpoint, reason))
-    return state if files.run.exists() else None
+    return state
 
 
 def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
