@@ -33,7 +33,7 @@ def fitting(labels: Sequence[str], most: int, width: float) -> int:
 
 
 def plain(label: str) -> str:
-    r"""Return a name for a legend as it is: a legend leaves out what begins with an underscore, and reads $ as formulas.
+    r"""Return a name for a legend as it is, which leaves out what begins with an underscore, and reads $ as formulas.
 
     Args:
         label: the name.
