@@ -210,6 +210,13 @@ def test_what_starts_high_is_refuted(curve):
     assert "the rank does not rise" in verdict.why
 
 
+def test_a_weight_that_ends_at_zero_is_refuted():
+    verdict = judged(stairs()[::-1])
+    assert (
+        judged(np.where(STEPS[:, None] < 390, stairs()[::-1], 0.0)).verdict == "violated" == verdict.verdict
+    )
+
+
 def test_a_jump_within_one_step_is_refuted_and_one_between_records_is_not():
     values = np.where(np.arange(60)[:, None] > 30, [3, 2, 1, 0.9, 0.8, 0.7, 0.6, 0.5], 0.0)
     values = values + 1e-3 * np.arange(60)[:, None] * values

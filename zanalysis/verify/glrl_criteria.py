@@ -291,6 +291,8 @@ class Criteria:
     def _leading(self) -> Finding:
         t = self.trajectory
         squares = t.values[-1] ** 2
+        if not squares.any():  # nothing is left at the end
+            return Finding("leading share", np.nan, np.nan, np.nan, "inconclusive", np.nan, np.nan)
         lead = -(-t.full // 4)
         known = float(squares[:lead].sum())
         most = float(squares.sum() + (t.full - len(squares)) * squares[-1])
