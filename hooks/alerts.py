@@ -159,7 +159,8 @@ def dead(steps: int, layers: Selection = None, *, on_alert: OnAlert | None = Non
         >>> dead(steps=20).name
         'dead(steps=20)'
     """
-    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
+    given: Any = steps
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
         raise InputError(f"got steps = {steps!r}, expected a number of records, 1 or more.")
 
     def begin(recorded: Recorded) -> Predicate:

@@ -126,7 +126,7 @@ class RankTrackerCallback(Callback):
     @property
     def state_key(self) -> str:
         """Under which name a checkpoint keeps the count: another one for each file, or each choice without one."""
-        told = {"path": os.fspath(self._path) if self._path else None}
+        told: dict[str, Any] = {"path": os.fspath(self._path) if self._path else None}
         if self._path is None:  # what is only in memory is told apart by what is followed
             layers = self._options.get("layers")
             told |= {"optimizers": self._indices, "layers": None if callable(layers) else layers}
