@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, SymmetricalLogLocator
 
 from zanalysis.errors import InputError
+from zanalysis.figures.labels import SIZE, fitting
 
 __all__ = [
     "GREY",
@@ -211,9 +212,8 @@ def legend(shown: Sequence[Axes], columns: int = 3) -> None:
     figure = shown[0].figure
     given = (list(entries.values()), list(entries))
     if isinstance(figure, Sheet):
-        figure.legend(
-            *given, loc="outside upper center", ncols=min(columns, len(entries)), frameon=False, fontsize=8
-        )
+        ncols = fitting(list(entries), min(columns, len(entries)), 72 * figure.get_figwidth())
+        figure.legend(*given, loc="outside upper center", ncols=ncols, frameon=False, fontsize=SIZE)
     else:
         shown[-1].legend(*given, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
 
