@@ -45,7 +45,7 @@ class Recorded(NamedTuple):
     frozen: frozenset[str]
 
 
-Predicate = Callable[["pd.DataFrame"], bool | str | Mapping[str, str] | None]
+Predicate = Callable[["pd.DataFrame"], bool | str | Mapping[str, str | bool | None] | None]
 OnAlert = Callable[[Alarm], Any]
 
 

@@ -1,7 +1,7 @@
 """What to be told of while a training runs: predicates over the newest record, some of them ready-made.
 
 An alert is any function of a table that says whether something is the matter: False or None where it is not;
-True or a sentence where it is; or a sentence for each layer concerned, as a mapping from names. The table is
+True or a sentence where it is; or such an answer for each layer concerned, as a mapping from names. The table is
 that of `RankTracker.table`, but of the newest record alone: one step, a row for each number. A function that
 needs to know more remembers it.
 
@@ -25,6 +25,7 @@ numbers are waited for. Of a model that several processes hold, the one that wri
 """
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from hooks.alerting import Alarm, Alert, Numbers, OnAlert, Predicate, Recorded, chosen, recorded_layers
@@ -158,7 +159,8 @@ def dead(steps: int, layers: Selection = None, *, on_alert: OnAlert | None = Non
         >>> dead(steps=20).name
         'dead(steps=20)'
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    given: Any = steps
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
         raise InputError(f"got steps = {steps!r}, expected a number of records, 1 or more.")
 
     def begin(recorded: Recorded) -> Predicate:
@@ -277,7 +279,7 @@ def value(
 
 
 def _number(bound: Any, what: str) -> None:
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or bound != bound:
+    if isinstance(bound, bool) or not isinstance(bound, Real) or bound != bound:
         raise InputError(f"got {what} = {bound!r}, expected a number.")
 
 

@@ -19,7 +19,7 @@ from zanalysis.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Audience", "OnRecord", "Rows", "checked_alerts", "recorded_of"]
+__all__ = ["Audience", "OnRecord", "Rows", "checked_alerts", "checked_callback", "recorded_of"]
 
 _log = logging.getLogger("hooks")
 _WORDS = np.array(STATUSES, dtype=object)
@@ -94,8 +94,28 @@ def _named(alert: Any) -> Alert:
         return alert
     if not callable(alert) or isinstance(alert, type):
         raise InputError(f"got {alert!r} in alerts, expected a function of a table, or one of hooks.alerts.")
+    if (
+        getattr(alert, "__module__", "") == "hooks.alerts"
+        and getattr(alert, "__qualname__", "").isidentifier()
+    ):
+        name = alert.__name__
+        raise InputError(f"got the function {name} in alerts, expected what it returns: alerts.{name}(…).")
     predicate: Predicate = alert
     return Alert(getattr(alert, "__name__", type(alert).__name__), lambda _: predicate)
+
+
+def checked_callback(name: str, callback: Any) -> None:
+    """Refuse a callback that cannot be called.
+
+    Args:
+        name: of the argument.
+        callback: what was given; None for none.
+
+    Raises:
+        InputError: if it is neither a function nor None.
+    """
+    if callback is not None and not callable(callback):
+        raise InputError(f"got {name} = {callback!r}, expected a function, or None.")
 
 
 def recorded_of(columns: Columns, layers: Sequence[Layer], view: View) -> Recorded:
@@ -237,8 +257,9 @@ def _say(alarms: Sequence[Alarm]) -> None:
 
 
 def _by_layer(said: Any) -> dict[str, str]:
-    if isinstance(said, Mapping):
-        return {str(layer): str(text) for layer, text in said.items()}
-    if isinstance(said, str):
-        return {"": said} if said else {}
-    return {"": ""} if said is not None and bool(said) else {}
+    answers = said if isinstance(said, Mapping) else {"": said}
+    return {
+        str(layer): answer if isinstance(answer, str) else ""
+        for layer, answer in answers.items()
+        if answer is not None and bool(answer)
+    }

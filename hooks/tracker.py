@@ -14,7 +14,7 @@ from hooks.agenda import Agenda
 from hooks.alerting import OnAlert
 from hooks.arguments import check_settings, checked_path, checked_tensors
 from hooks.attachment import Attachment, described, staged
-from hooks.audience import Audience, OnRecord, checked_alerts, recorded_of
+from hooks.audience import Audience, OnRecord, checked_alerts, checked_callback, recorded_of
 from hooks.beside import Beside, settings_of
 from hooks.budget import Budget, Due, checked_budget, own_answer
 from hooks.columns import Columns, plans_of
@@ -158,6 +158,8 @@ class RankTracker(Attachment):
         check_settings(schedule, start, spectrum_size, on_full, flush_seconds)
         schedule = every(50) if schedule is None else schedule
         watched = checked_alerts(alerts)
+        checked_callback("on_record", on_record)
+        checked_callback("on_alert", on_alert)
         check_supported(model, followed)
         reshard(model)
         chosen = select_layers(model, layers, view)

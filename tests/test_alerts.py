@@ -329,3 +329,35 @@ def test_on_record_is_given_the_spectra_too(square, attach):
     np.testing.assert_allclose(spectra["0"]["values"][:4], expected, rtol=1e-6)
     assert np.isnan(spectra["0"]["values"][4])
     assert {row["metric"] for row in given[0]} == {"rank"}
+
+
+# --- what is easily meant, or easily mistaken ---------------------------------------------------------
+
+
+def test_a_mapping_of_answers_speaks_only_of_the_layers_whose_answer_is_yes(square, attach):
+    said = iter([{"0": False, "1": None}, {"0": np.bool_(True), "1": np.bool_(False)}, {"0": "", "1": "low"}])
+    tracker = attach(square, schedule=every(1), alerts=lambda table: next(said))
+    for _ in range(2):
+        tracker.step()
+    assert events_of(tracker) == [
+        (1, "alert", "0", "<lambda>"),
+        (2, "alert_over", "0", "<lambda>: over in 0"),
+        (2, "alert", "1", "<lambda>: low"),
+    ]
+
+
+def test_an_alert_that_was_not_called_is_refused_rather_than_true(square):
+    with pytest.raises(InputError, match=r"got the function nonfinite .*alerts\.nonfinite\(…\)"):
+        RankTracker(square, None, alerts=[alerts.nonfinite])
+
+
+@pytest.mark.parametrize("name", ["on_alert", "on_record"])
+def test_a_callback_that_cannot_be_called_is_refused_at_construction(square, name):
+    with pytest.raises(InputError, match=f"got {name} = 5, expected a function"):
+        RankTracker(square, None, alerts=[lambda table: True], **{name: 5})
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert alerts.dead(np.int64(3)).name == "dead(steps=3)"
+    assert alerts.stable_rank_above(np.float32(2)).name == "stable_rank above 2"
+    assert alerts.rank_collapse(np.int64(2)).name == "rank_collapse(below=2)"

@@ -169,3 +169,38 @@ def test_in_a_process_of_its_own(tmp_path):
     for expected in (0, 2):
         result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == expected, result.stderr
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_the_system_refuses_to_write_is_one_sentence(command, tmp_path, suffix):
+    # As long as a name may be, so that no longer one fits beside it.
+    name = "w" * (255 - len(suffix)) + suffix
+    code, _, messages = command("zero", "init_nets:build", "--out", name)
+    assert code == 2
+    assert messages == f"zanalysis: cannot write {name}: File name too long.\n"
+    assert not list(tmp_path.glob("*www*"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_have_the_permissions_of_other_files(command, tmp_path, suffix):
+    assert command("zero", "init_nets:build", "--out", f"zero{suffix}")[0] == 0
+    (tmp_path / "other").touch()
+    assert (tmp_path / f"zero{suffix}").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63), str(10**30)])
+def test_a_seed_that_is_none_is_refused(command, tmp_path, seed):
+    code, _, messages = command("kaiming", "init_nets:build", "--out", "a.pt", "--seed", seed)
+    assert code == 2
+    assert messages == f"zanalysis: got seed = {seed}, expected a whole number from 0 to {2**63 - 1}.\n"
+    assert not (tmp_path / "a.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "instead"), [("generator", "--seed"), ("out", "--out"), ("build", "the second")]
+)
+def test_what_is_no_option_of_an_initialization_says_what_is_meant(command, key, instead):
+    code, _, messages = command("kaiming", "init_nets:build", "--out", "a.pt", "--option", f"{key}=3")
+    assert code == 2
+    assert f"{key} is no option of an initialization" in messages
+    assert instead in messages

@@ -1,5 +1,6 @@
 """Splits and subsets, and the sets of JPEG files, on small ones that Pillow writes."""
 
+import dataclasses
 import io
 import zipfile
 import zlib
@@ -7,12 +8,14 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from experiment_cases import job_of
 from PIL import Image
 
 from zanalysis.errors import InputError, ZAnalysisError
-from zanalysis.experiments.augmentations import crop_boxes
-from zanalysis.experiments.data import Dataset, MemorySplit, decoding, load
+from zanalysis.experiments.augmentations import Statistics, crop_boxes, standardized
+from zanalysis.experiments.data import Dataset, MemorySplit, decoding, imagenets, load
 from zanalysis.experiments.data.choosing import stratified
+from zanalysis.experiments.feeding import feed_of
 
 WNIDS = ["n03", "n01", "n02"]
 
@@ -199,6 +202,19 @@ def test_random_resized_crops_of_files_follow_the_generator(folders):
     assert torch.equal(
         draws[0][1], torch.from_numpy(np.asarray(cut).transpose(2, 0, 1).astype(np.float32) / 255)
     )
+
+
+def test_folders_are_standardized_without_decoding_them_all(folders, monkeypatch):
+    job = dataclasses.replace(job_of("table-2-imagenet", "zero"), data=load("imagenet", folders[0]))
+    opened = []
+    monkeypatch.setattr(
+        imagenets, "_centre", lambda path, one=imagenets._centre: opened.append(path) or one(path)
+    )
+    feed = feed_of(job)
+    assert opened == []  # of a million files that would take hours, at each start of a training
+    (images, labels), (raw, same) = feed.test_batch(torch.arange(3)), job.data.test.batch([0, 1, 2])
+    assert torch.equal(labels, same)
+    assert torch.equal(images, standardized(raw, Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
 
 
 def test_subsets_of_folders_keep_their_files(folders):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import zanalysis as za
 from zanalysis.cli import app
 from zanalysis.errors import InputError, RunFileError, ZAnalysisError
-from zanalysis.experiments.asking import loaded_data
+from zanalysis.experiments.asking import loaded_data, stretched
 from zanalysis.experiments.comparing import deviation_ratio
 from zanalysis.experiments.data import load
 from zanalysis.experiments.feeding import feed_of
@@ -210,6 +210,10 @@ def test_one_recipe_of_each_model_family_runs_to_its_table(tmp_path, name, only)
     assert outcome.picture.stat().st_size > 5_000
     assert [row.seeds for row in outcome.rows] == [tuple(range(seeds))]
     content = json.loads(outcome.results.read_text())
+    told = "each training counts with the best of its epochs, chosen by the test samples themselves"
+    assert (told in outcome.notes) == name.startswith("zero-weights")
+    absent = [s.title for s in find(name).systems if s.title not in {row.title for row in outcome.rows}]
+    assert not any(note.startswith(f"{title}: ") for note in outcome.notes for title in absent)
     counted = "best" if name.startswith("zero-weights") else "value"
     values = [record[counted] for record in content["trainings"].values()]
     assert content["rows"][0]["mean"] == pytest.approx(np.mean(values), rel=1e-12)
@@ -277,7 +281,7 @@ def record_steps(outcome):
         # MixUp, noise from a generator and recorded gradients; replicas together; text with dropout.
         ("zero-weights/mixer-all-constant", "all-constant", [1], 8),
         pytest.param("zero-weights/cnn-mnist", "all-zero", [0, 1], 14, marks=pytest.mark.slow),
-        pytest.param("table-3", "constnet-noise", [0], 7, marks=pytest.mark.slow),
+        pytest.param("table-3", "constnet-noise", [0], 9, marks=pytest.mark.slow),
         pytest.param("table-4", "zero-2", [0], 19, marks=pytest.mark.slow),
     ],
 )
@@ -345,6 +349,12 @@ def test_what_has_finished_is_used_again_and_foreign_files_are_refused(tmp_path)
     with pytest.raises(RunFileError, match=r"zeroed-0\.pt exists already \(it is not the checkpoint"):
         go()
     assert go(overwrite=True) == ["zeroed-0"]
+    (folder / "zeroed-0.h5").unlink()
+    (folder / "zeroed-0.h5").mkdir()
+    with pytest.raises(RunFileError, match=r"cannot remove .*zeroed-0\.h5: Is a directory; move it away"):
+        go(overwrite=True)
+    (folder / "zeroed-0.h5").rmdir()
+    assert go(overwrite=True) == ["zeroed-0"]
     (folder / "zeroed-0.safetensors").unlink()
     with pytest.raises(RunFileError, match=r"zeroed-0\.safetensors, which belongs to it, is missing"):
         go()
@@ -410,6 +420,12 @@ def test_why_numbers_are_not_the_sources():
     assert "5 epochs instead of 200" in reasons
     assert "width 8 instead of 64" in reasons
     assert "crop 0 instead of 4" in reasons
+    longer = incomparable(recipe, "small", stretched(recipe.scales["small"], 10))
+    assert "warm-up 2 instead of 10" in longer
+    assert not any(reason.startswith("period") for reason in longer)  # a cosine has none
+    text = find("table-4")
+    assert "length 12 instead of 35" in incomparable(text, "smoke", text.scales["smoke"])
+    assert "milestones 1 instead of 10" in incomparable(text, "smoke", text.scales["smoke"])
 
 
 @pytest.mark.parametrize(("name", "label", "counted"), [("table-2", "zero", 8.0), ("figure-4", "zero", 8.0),
@@ -503,6 +519,8 @@ def test_the_command_line_prints_the_table_the_reason_and_the_folder(tmp_path):
     assert "results.json and table-2.png are in" in result.output
     result = CliRunner().invoke(app, [*arguments, "--only", "zero", "--json"], catch_exceptions=False)
     assert json.loads(result.output)["rows"][0]["label"] == "zero"
+    alone = CliRunner().invoke(app, [*arguments, "--only", "zero", "--seeds", "2,", "--json"])
+    assert list(json.loads(alone.output)["trainings"]) == ["zero-0", "zero-2"]
     bad = CliRunner().invoke(app, ["experiment", "table-2", "--seeds", "x"])
     assert isinstance(bad.exception, InputError)
 

@@ -207,6 +207,7 @@ def test_a_notebook_shows_a_sheet_without_pyplot(runs):
     assert not mpl.pyplot.get_fignums()
 
 
+<<<<<<< HEAD
 def test_a_legend_of_long_names_is_not_cut_at_the_sides_of_a_narrow_sheet():
     table = pd.DataFrame(
         {"step": [0, 1], "layer": "fc", "tensor": "weight", "reference": "init", "metric": "stable_rank",
@@ -221,3 +222,39 @@ def test_a_legend_of_long_names_is_not_cut_at_the_sides_of_a_narrow_sheet():
     assert [text.get_text().split(",")[1] for text in legend.get_texts()] == [n.split(",")[1] for n in names]
     assert extent.x0 >= 0
     assert extent.x1 <= figure.bbox.width
+=======
+def table_of(values):
+    """A table of stable ranks at successive steps."""
+    keys = {"layer": "a", "tensor": "weight", "reference": "init", "metric": "stable_rank"}
+    rows = [{"step": step, **keys, "value": value, "status": "ok"} for step, value in enumerate(values)]
+    return pd.DataFrame(rows)
+
+
+def test_a_number_alone_between_gaps_is_seen():
+    (axes,) = figures.figure_5(table_of([1.0, np.nan, 2.0, 2.5, np.nan, 3.0]))
+    (line,) = [line for line in axes.get_lines() if line.get_label().startswith("run")]
+    assert line.get_marker() == "o"
+    assert list(line.get_markevery()) == [0, 5]
+    (axes,) = figures.figure_5(table_of([1.0, 2.0]))
+    assert axes.get_lines()[0].get_marker() == "None"
+
+
+def test_any_name_stands_in_the_legend_as_it_is():
+    names = {"_best": table_of([1.0, 2.0]), "cost_$x^{": table_of([2.0, 3.0])}
+    (axes,) = figures.figure_5(names)
+    axes.figure.draw_without_rendering()
+    said = [text.get_text().strip() for text in axes.figure.legends[0].get_texts()]
+    assert said == ["_best, $W - W_0$", r"cost_\$x^{, $W - W_0$"]
+
+
+def test_a_legend_of_long_names_stays_on_the_sheet():
+    names = {f"a system with quite a long name {i}": table_of([1.0, 2.0 + i]) for i in range(4)}
+    for given in (names, {"short": table_of([1.0, 2.0]), "b": table_of([1.0, 3.0])}):
+        (axes,) = figures.figure_5(given)
+        axes.figure.draw_without_rendering()
+        (legend,) = axes.figure.legends
+        box = legend.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= axes.figure.bbox.width
+    assert legend._ncols == 2
+>>>>>>> integ

@@ -23,6 +23,7 @@ from zanalysis.runfile import RunWriter, Series, SpectrumKey
 from zanalysis.verify.glrl import CLAIM
 from zanalysis.verify.glrl_criteria import NECESSARY, gaussian_stable_rank
 from zanalysis.verify.glrl_part import EVIDENCE, judge_spectrum
+from zanalysis.verify.glrl_record import spectra_of
 from zanalysis.verify.glrl_staircase import F, Pair, order_p_value, staircase_of
 from zanalysis.verify.glrl_trajectory import Trajectory, trajectory_of
 
@@ -207,6 +208,13 @@ def test_what_starts_high_is_refuted(curve):
     if rank > 2:
         assert f"does not start low: at {rank:.2f}, where noise of this shape has 2.00" in verdict.why
     assert "the rank does not rise" in verdict.why
+
+
+def test_a_weight_that_ends_at_zero_is_refuted():
+    verdict = judged(stairs()[::-1])
+    assert (
+        judged(np.where(STEPS[:, None] < 390, stairs()[::-1], 0.0)).verdict == "violated" == verdict.verdict
+    )
 
 
 def test_a_jump_within_one_step_is_refuted_and_one_between_records_is_not():
@@ -399,6 +407,33 @@ def test_a_logged_learning_rate_is_the_clock(tmp_path):
     verdicts = {logged: za.verify_glrl(tmp_path / f"{logged}.h5").parts[0] for logged in (True, False)}
     assert found(verdicts[True], "haste", "value") > 1 > found(verdicts[False], "haste", "value")
     assert verdicts[True].verdict == "violated"
+
+
+def test_what_holds_by_the_count_of_steps_alone_says_so():
+    # Linear regression, two rates far apart, at rest before a warm-up of a tenth of the training: a false staircase.
+    steps = np.arange(0, 3000, 2.0)
+    clock = np.where(steps < 300, steps**2 / 600, steps - 150)
+    values = np.zeros((len(steps), 8))
+    values[:, :2] = [2, 1.5] * (1 - np.exp(-np.array([0.5, 0.006]) * clock[:, None]))
+    unknown, known = judged(values, steps), judged(values, steps, clock=clock)
+    assert (unknown.verdict, known.verdict) == ("holds", "violated")
+    assert "no learning rate was logged" in unknown.why
+    assert "tracker.log(lr=…)" in unknown.why
+    assert "learning rate" not in judged(stairs(), clock=STEPS).why
+
+
+def test_a_learning_rate_is_known_by_the_name_that_the_trainer_of_transformers_gives_it(tmp_path):
+    weight = nn.Linear(8, 8)
+    for name in ("lr", "learning_rate"):
+        with RankTracker(weight, None, tmp_path / f"{name}.h5", metrics="singular_values") as tracker:
+            for step in range(1, 101):
+                tracker.log(**{name: step / 100})
+                tracker.step()
+    clocks = [
+        next(spectra_of(za.open_run(tmp_path / f"{name}.h5"), None, None)).clock
+        for name in ("lr", "learning_rate")
+    ]
+    assert clocks[0].tolist() == clocks[1].tolist()
 
 
 def written(path, series=(), attributes=None, k=8, values=None):

@@ -148,6 +148,45 @@ class ResidualBlock(nn.Module):
         return self.branch(x) + self.skip(x) if x.sum() > 0 else self.skip(x)
 
 
+class Squeeze(nn.Module):
+    """Squeeze-and-excitation as a module of its own: it multiplies its input by what it makes of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = conv(4, 2, 1), conv(2, 4, 1)
+
+    def forward(self, x):
+        scale = self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        return torch.sigmoid(scale) * x
+
+
+class Gated(nn.Module):
+    """A block of an SE-ResNet, its gate written out or a child."""
+
+    def __init__(self, child):
+        super().__init__()
+        self.conv1, self.conv2 = conv(), conv()
+        self.gate = Squeeze() if child else nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(size=1), nn.Sigmoid())
+        self.child = child
+
+    def forward(self, x):
+        out = self.conv2(torch.relu(self.conv1(x)))
+        if self.child:
+            out = self.gate(out)
+        else:
+            out *= self.gate(out).expand_as(out)
+        return torch.relu(out + x)
+
+
+class OnlyGate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = Squeeze()
+
+    def forward(self, x):
+        return x + self.gate(x)
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
@@ -167,11 +206,21 @@ class ResidualBlock(nn.Module):
         (torch.fx.symbolic_trace(nn.Sequential(PreActivation(), Single(6, 6))), ["0.conv2", "1.conv"]),
         (nn.Sequential(conv(), nn.ReLU(), conv()), []),
         (Stubborn("side"), []),
+        (Gated(child=False), ["conv2"]),
+        (nn.Sequential(Gated(child=True)), ["0.conv2"]),
+        (nn.Sequential(nn.Sequential(conv(), Squeeze()), OnlyGate()), ["1.gate.fc2"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_the_last_layers_of_branches(model, expected):
     assert last(model) == expected
+
+
+@pytest.mark.parametrize("child", [False, True])
+def test_a_branch_that_ends_in_a_gate_is_zero_under_zero(child):
+    block, x = Gated(child), torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    init.zero_(block)
+    assert torch.equal(block(x), torch.relu(x))
 
 
 def test_projections_are_shortcuts_and_in_no_branch():

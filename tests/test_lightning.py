@@ -249,6 +249,18 @@ def test_two_networks_are_two_callbacks_and_go_on_each_at_its_own_step(tmp_path)
             pd.testing.assert_frame_equal(open_run(tmp_path / folder / f"{name}.h5").table(), table)
 
 
+def test_two_networks_in_memory_are_two_callbacks_too(tmp_path):
+    both = [
+        RankTrackerCallback(layers=name, optimizers=i, **OPTIONS)
+        for i, name in enumerate(("generator", "critic"))
+    ]
+    trainer(both, tmp_path, max_epochs=1).fit(adversaries(), loader())
+    assert [callback.tracker.table()["layer"].iloc[0].split(".")[0] for callback in both] == [
+        "generator",
+        "critic",
+    ]
+
+
 def test_a_scaler_that_skips_steps_is_not_counted(tmp_path):
     from lightning.pytorch.plugins import MixedPrecision
 

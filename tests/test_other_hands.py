@@ -16,6 +16,7 @@ from report_runs import small_run
 
 import zanalysis as za
 from hooks import RankTracker, every
+from zanalysis.errors import InputError
 from zanalysis.labelled import NOT_RECORDED
 from zanalysis.runfile import Initial, RunWriter, Series, SpectrumKey
 from zanalysis.runfile.schema import SCHEMA_VERSION
@@ -254,3 +255,10 @@ def test_runs_of_every_schema_version_are_taken_up_again(version, tmp_path):
     assert run.steps.tolist() == [0, 2, 4]
     assert set(run.table().query("step == 4")["value"]) == {1.0}
     assert run.events["kind"].tolist()[0] == "log"
+
+
+def test_a_path_will_do_and_what_is_no_run_is_one_sentence(path):
+    xarray.testing.assert_identical(za.to_xarray(path), za.to_xarray(za.open_run(path)))
+    xarray.testing.assert_identical(za.to_xarray(str(path)), za.to_xarray(path))
+    with pytest.raises(InputError, match="got DataFrame, expected a run or the path of one"):
+        za.to_xarray(za.open_run(path).table())

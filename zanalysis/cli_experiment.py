@@ -52,7 +52,8 @@ def experiment(
         ),
     ] = "small",
     seeds: Annotated[
-        str | None, typer.Option(help="how many trainings of each system, or which seeds: 5, or 0,1,7")
+        str | None,
+        typer.Option(help="how many trainings of each system: 5; or which seeds: 0,1,7 (or '3,' for one)"),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -116,9 +117,11 @@ def _numbers(seeds: str | None) -> int | list[int] | None:
     if seeds is None:
         return None
     try:
-        numbers = [int(word) for word in seeds.split(",")]
+        numbers = [int(word) for word in seeds.removesuffix(",").split(",")]
     except ValueError:
-        raise InputError(f"got --seeds {seeds!r}, expected how many, or a list such as 0,1,7.") from None
+        raise InputError(
+            f"got --seeds {seeds!r}, expected how many, or a list such as 0,1,7, or '3,' for one alone."
+        ) from None
     return numbers if "," in seeds else numbers[0]
 
 

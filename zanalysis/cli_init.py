@@ -90,12 +90,24 @@ def _listed() -> Table:
     return table
 
 
+_OTHERWISE = {
+    "seed": "--seed",
+    "generator": "--seed",
+    "overwrite": "--overwrite",
+    "out": "--out",
+    "name": "it as the first word",
+    "build": "it as the second word",
+}
+
+
 def _option(given: str) -> tuple[str, Any]:
     key, equals, value = given.partition("=")
     if not equals or not key:
         raise InputError(f"got --option {given!r}, expected KEY=VALUE such as normalization=paper.")
-    if key in ("seed", "overwrite", "out", "build", "name", "generator"):
-        raise InputError(f"{key} is no option of an initialization; pass --{key}, if that was meant.")
+    if key in _OTHERWISE:
+        raise InputError(
+            f"{key} is no option of an initialization; pass {_OTHERWISE[key]}, if that was meant."
+        )
     try:
         return key, json.loads(value)
     except ValueError:

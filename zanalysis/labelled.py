@@ -14,6 +14,7 @@ of the user's own whose name is taken, such as ``step``, is called ``step_metric
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,11 @@ import numpy.typing as npt
 from zanalysis._version import __version__
 from zanalysis.errors import InputError, RunFileError
 from zanalysis.reporting.meanings import meaning_of
+from zanalysis.runfile.reader import Run, open_run
 from zanalysis.runfile.schema import SCHEMA_VERSION, STATUSES, Series
 
 if TYPE_CHECKING:
     import xarray
-
-    from zanalysis.runfile.reader import Run
 
 __all__ = ["NOT_RECORDED", "to_xarray"]
 
@@ -49,7 +49,7 @@ _LONG_NAMES = {
 }
 
 
-def to_xarray(run: "Run") -> "xarray.Dataset":
+def to_xarray(run: Run | str | os.PathLike[str]) -> "xarray.Dataset":
     """Return a run as an xarray dataset with named dimensions.
 
     Each metric is a variable `[step, layer, tensor, reference]`, and one that is counted above a tolerance
@@ -59,13 +59,13 @@ def to_xarray(run: "Run") -> "xarray.Dataset":
     of the run are the attribute `run`, as JSON. The whole can be saved with `to_netcdf`.
 
     Args:
-        run: an open run, finished or not.
+        run: an open run, or the path of one, finished or not.
 
     Returns:
         The dataset, with what was complete when it was asked for; values float64, statuses uint8.
 
     Raises:
-        InputError: if xarray is not installed.
+        InputError: if xarray is not installed, or this is neither a run nor a path.
         RunFileError: if the run cannot be read.
 
     Example:
@@ -85,6 +85,12 @@ def to_xarray(run: "Run") -> "xarray.Dataset":
         raise InputError(
             "to_xarray needs xarray, which is not installed; pip install 'zanalysis[xarray]'."
         ) from None
+    if isinstance(run, str | os.PathLike):
+        run = open_run(run)
+    if not isinstance(run, Run):
+        raise InputError(
+            f"got {type(run).__name__}, expected a run or the path of one, as open_run takes it."
+        )
     steps, value, tolerance, status = run.arrays()
     axes = _Axes(run)
     variables: dict[str, Any] = {}
@@ -132,7 +138,7 @@ def _facts(run: "Run") -> dict[str, Any]:
 class _Axes:
     """The coordinates of a run, and where each number stands among them."""
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: Run) -> None:
         keys = [*run.series, *run.spectrum_keys]
         self.words: dict[str, list[str]] = {
             name: list(dict.fromkeys(getattr(key, name) for key in keys)) for name in _DIMENSIONS

@@ -125,8 +125,12 @@ class RankTrackerCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Under which name a checkpoint keeps the count: another one for each file."""
-        return f"{type(self).__qualname__}{{'path': {os.fspath(self._path) if self._path else None!r}}}"
+        """Under which name a checkpoint keeps the count: another one for each file, or each choice without one."""
+        told: dict[str, Any] = {"path": os.fspath(self._path) if self._path else None}
+        if self._path is None:  # what is only in memory is told apart by what is followed
+            layers = self._options.get("layers")
+            told |= {"optimizers": self._indices, "layers": None if callable(layers) else layers}
+        return f"{type(self).__qualname__}{told!r}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps.

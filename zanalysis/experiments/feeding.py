@@ -13,7 +13,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from zanalysis.errors import InputError
-from zanalysis.experiments.augmentations import augment, channel_statistics, standardized
+from zanalysis.experiments.augmentations import (
+    IMAGENET,
+    Statistics,
+    augment,
+    channel_statistics,
+    standardized,
+)
 from zanalysis.experiments.data import Dataset, MemorySplit, Split, TextDataset
 from zanalysis.experiments.jobs import Job, mixed
 
@@ -88,7 +94,7 @@ class ImageFeed:
         self.steps_per_epoch = -(-self._count // job.protocol.batch)
         self._order: tuple[int, tuple[Tensor, ...]] = (-1, ())
         wanted = job.protocol.augmentation.standardize
-        self._statistics = channel_statistics(self._data.train) if wanted else None
+        self._statistics = _statistics(self._data) if wanted else None
 
     def batch(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Return a batch.
@@ -164,6 +170,11 @@ class ImageFeed:
             order = torch.randperm(self._count, generator=generator)
             self._order = (epoch, torch.split(order, self._job.protocol.batch))
         return self._order[1][index]
+
+
+def _statistics(data: Dataset) -> Statistics:
+    # Of files on disk, ImageNet's, the published numbers: to measure them, all would be decoded at each start.
+    return channel_statistics(data.train) if isinstance(data.train, MemorySplit) else IMAGENET
 
 
 def _near(split: Split, device: str) -> Split:

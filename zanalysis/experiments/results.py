@@ -13,6 +13,8 @@ from zanalysis.experiments.jobs import Variant, protocol_of, variants
 from zanalysis.experiments.recipes.schema import METRICS, Paper, Protocol, Recipe, Scale
 from zanalysis.verify.verdict import Verdict
 
+# Of the ways down, those that have settings of their own.
+_OF_DECAY = {"milestones": ("milestones", "factor"), "every": ("period", "factor")}
 _WORDS = {"lr": "learning rate", "kind": "decay", "warmup": "warm-up", "factor": "decay factor"}
 
 __all__ = ["Outcome", "Row", "incomparable", "rows_of", "summary"]
@@ -146,11 +148,14 @@ def incomparable(recipe: Recipe, scale: Scale, used: Protocol) -> tuple[str, ...
         reasons.append(f"{used.epochs} epochs instead of {paper.epochs}")
     if used.batch != paper.batch:
         reasons.append(f"batch {used.batch} instead of {paper.batch}")
+    if recipe.metric == "perplexity" and used.length != paper.length:
+        reasons.append(f"length {used.length} instead of {paper.length}")
+    own = _OF_DECAY.get(used.decay.kind, ()) if used.decay.kind == paper.decay.kind else ()
     for part in ("optimizer", "decay", "augmentation"):
         one, other = getattr(used, part), getattr(paper, part)
         for item in dataclasses.fields(one):
             mine, theirs = getattr(one, item.name), getattr(other, item.name)
-            if mine != theirs:
+            if mine != theirs and (part != "decay" or item.name in ("kind", "warmup", *own)):
                 reasons.append(
                     f"{_WORDS.get(item.name, item.name)} {_plain(mine)} instead of {_plain(theirs)}"
                 )
@@ -197,4 +202,6 @@ def _count(number: int | None) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "×".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, tuple | list):
+        return "×".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -66,9 +66,18 @@ class Files:
         return self.folder / f"{self.name}.json"
 
     def remove(self) -> None:
-        """Remove what is there, the record first: without it nothing counts as finished."""
+        """Remove what is there, the record first: without it nothing counts as finished.
+
+        Raises:
+            RunFileError: if something cannot be removed, such as a folder.
+        """
         for path in (self.record, self.checkpoint, self.run, self.weights):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise RunFileError(
+                    f"cannot remove {path}: {error.strerror}; move it away, or choose another folder with --out."
+                ) from error
 
 
 def write(path: Path, fill: Callable[[Path], None]) -> None:
@@ -204,7 +213,7 @@ def take_up(files: Files, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         raise RunFileError(_in_the_way(files.checkpoint, "it is not the checkpoint of a training")) from None
     if reason:
         raise RunFileError(_in_the_way(files.checkpoint, reason))
-    return state if files.run.exists() else None
+    return state
 
 
 def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:

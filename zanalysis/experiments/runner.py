@@ -232,8 +232,14 @@ class _Running:
         compared = variants(self._recipe, self._protocol)
         rows = rows_of(self._recipe, compared, records)
         notes = [self._setting(), *self._notes, *self._protocol.ours]
+        if self._recipe.best:
+            notes.append(
+                "each training counts with the best of its epochs, chosen by the test samples themselves"
+            )
+        shown = {row.title for row in rows}
         for system in self._recipe.systems:
-            notes += [f"{system.title}: {sentence}" for sentence in system.ours]
+            if system.title in shown:
+                notes += [f"{system.title}: {sentence}" for sentence in system.ours]
         reasons = incomparable(self._recipe, self._scale, self._protocol)
         notes += findings(self._recipe, rows, records, self._trainings)
         return Outcome(

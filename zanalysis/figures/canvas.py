@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, SymmetricalLogLocator
 
 from zanalysis.errors import InputError
+from zanalysis.figures.labels import SIZE, fitting
 
 __all__ = [
     "GREY",
@@ -211,12 +212,8 @@ def legend(shown: Sequence[Axes], columns: int = 3) -> None:
     figure = shown[0].figure
     given = (list(entries.values()), list(entries))
     if isinstance(figure, Sheet):
-        for ncols in range(min(columns, len(entries)), 0, -1):
-            made = figure.legend(*given, loc="outside upper center", ncols=ncols, frameon=False, fontsize=8)
-            # Long names on a narrow sheet would be cut at both sides.
-            if ncols == 1 or made.get_window_extent().width <= figure.bbox.width:
-                return
-            made.remove()
+        ncols = fitting(list(entries), min(columns, len(entries)), 72 * figure.get_figwidth())
+        figure.legend(*given, loc="outside upper center", ncols=ncols, frameon=False, fontsize=SIZE)
     else:
         shown[-1].legend(*given, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=8)
 

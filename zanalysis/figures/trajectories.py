@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 
 from zanalysis.analyzers.naming import Selection
 from zanalysis.errors import InputError
 from zanalysis.figures.canvas import GREY, Style, caption, legend, over_steps, panels, styles, titled
+from zanalysis.figures.labels import plain
 from zanalysis.figures.recorded import Trajectory, layers_of, trajectories
 from zanalysis.figures.sources import Labelled, Sources, against, labelled
 
@@ -171,14 +174,23 @@ def explained(gaps: Sequence[Gap]) -> list[str]:
 
 def _curve(axes: Axes, own: Sequence[Trajectory], style: Style) -> None:
     one = own[0]
-    label = f"{one.label}, {_SHORT.get(one.reference, one.reference)}"
+    label = f"{plain(one.label)}, {_SHORT.get(one.reference, one.reference)}"
     if len(own) == 1:
-        axes.plot(one.steps, one.values, label=label, **style.of_line)
+        axes.plot(one.steps, one.values, label=label, **style.of_line, **_alone(one.values, style))
         return
     table = pd.concat([pd.Series(each.values, each.steps) for each in own], axis=1)
     mean, std = table.mean(axis=1, skipna=False), table.std(axis=1, skipna=False)
-    axes.plot(mean.index, mean, label=f"{label} (mean of {len(own)} seeds, band: 1 std)", **style.of_line)
+    label = f"{label} (mean of {len(own)} seeds, band: 1 std)"
+    axes.plot(mean.index, mean, label=label, **style.of_line, **_alone(mean.to_numpy(), style))
     axes.fill_between(mean.index, mean - std, mean + std, color=style.color, alpha=0.18, linewidth=0)
+
+
+def _alone(values: npt.NDArray[np.float64], style: Style) -> dict[str, Any]:
+    """Return how numbers with none beside them are to be seen: no line leads to them."""
+    known = np.pad(np.isfinite(values), 1)
+    found = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
+    look = {"marker": style.marker, "markersize": 4, "markevery": found.tolist()}
+    return look if len(found) else {}
 
 
 def _gaps(axes: Axes, own: Sequence[Trajectory], style: Style, number: int) -> list[Gap]:

@@ -99,7 +99,8 @@ def find_branches(model: nn.Module, last: Layers = None) -> Branches:
         The branches.
     """
     search = _Search(model)
-    found = Branches(list(search.all()), search.weighted(""))
+    order = search.weighted("")
+    found = Branches(list(search.all()), order)
     if last is None:
         found.assumed += _sentences(found.found) or [
             "no residual branch was found; where there are some, name the layers that end them with last=…"
@@ -154,6 +155,7 @@ class _Search:
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
         self.failed: dict[str, str] = {}
+        self._gates: set[str] = set()
         self._flows: dict[int, Flow | str] = {}
 
     def all(self) -> Iterator[Branch]:
@@ -171,7 +173,10 @@ class _Search:
             return [clean(name), clean(_join(name, "out_proj"))]
         flow = self._flow(module)
         children = [child for child, _ in module.named_children()]
-        called = list(dict.fromkeys(c.split(".")[0] for c in flow.calls)) if isinstance(flow, Flow) else []
+        called: list[str] = []
+        if isinstance(flow, Flow):
+            called = list(dict.fromkeys(c.split(".")[0] for c in flow.calls))
+            self._gates.update(layer for c in flow.gates for layer in self.weighted(_join(name, c)))
         order = [child for child in children if child not in called] + called
         return [layer for child in order for layer in self.weighted(_join(name, child))]
 
@@ -240,7 +245,9 @@ class _Search:
 
     def _branch(self, name: str, layers: Sequence[str], shortcut: Sequence[str], how: str) -> Branch:
         kind = type(self.modules[name]).__name__
-        return Branch(clean(name), tuple(layers), tuple(layers[-1:]), tuple(shortcut), kind, how)
+        # A gate, as of squeeze-and-excitation, makes a factor: with its last layer 0 the branch is still there.
+        ends = [layer for layer in layers if layer not in self._gates] or layers
+        return Branch(clean(name), tuple(layers), tuple(ends[-1:]), tuple(shortcut), kind, how)
 
     def _holds_weights(self, module: nn.Module) -> bool:
         return any(m is not module and layered(m) for m in module.modules())

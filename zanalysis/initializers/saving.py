@@ -1,5 +1,7 @@
 """A model built by a function of the user's, initialized by name, and its weights in a file."""
 
+import contextlib
+import io
 import os
 import warnings
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from zanalysis.initializers.report import Report
 
 __all__ = ["SUFFIXES", "initialize_to_file"]
 
+_SEEDS = 2**63
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
@@ -33,7 +36,7 @@ def initialize_to_file(
         name: one of `INITIALIZATIONS`.
         build: returns the model, or a tuple whose first entry is the model.
         out: the file: .pt or .pth for `torch.save`, .safetensors.
-        seed: of the global generator for the builder, and of the initialization's own.
+        seed: of the global generator for the builder, and of the initialization's own; from 0 to 2^63 − 1.
         overwrite: whether a file that is there may be replaced.
         options: of the initialization.
 
@@ -41,11 +44,13 @@ def initialize_to_file(
         The report. What it warns of stands in `unknown`.
 
     Raises:
-        InputError: if the name, the file or an option is none, the builder fails or returns no model, or the
+        InputError: if the name, the file, the seed or an option is none, the builder fails or returns no model, or the
             initialization refuses the model. No file is written then.
     """
     if name not in INITIALIZATIONS:
         raise InputError(f"unknown initialization {name!r}; {did_you_mean(name, INITIALIZATIONS)}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
+        raise InputError(f"got seed = {seed!r}, expected a whole number from 0 to {_SEEDS - 1}.")
     path = _target(out, overwrite)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,18 +88,23 @@ def _target(out: str | os.PathLike[str], overwrite: bool) -> Path:
 
 
 def _write(model: nn.Module, path: Path) -> None:
+    # Bytes first: what writing them can fail with is an OSError, and the file has the permissions of any other.
+    state = model.state_dict()
+    if path.suffix.lower() == ".safetensors":
+        from safetensors.torch import save
+
+        # One copy for each name: the format refuses tensors that share memory, as tied weights do.
+        content = save({k: v.detach().clone().contiguous() for k, v in state.items()}, {"format": "pt"})
+    else:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import save_file
-
-            # One copy for each name: the format refuses tensors that share memory, as tied weights do.
-            tensors = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
-            save_file(tensors, part, metadata={"format": "pt"})
-        else:
-            torch.save(model.state_dict(), part)
+        part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

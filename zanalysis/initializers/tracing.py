@@ -17,6 +17,7 @@ from torch import fx, nn
 __all__ = ["Addition", "Flow", "follow"]
 
 _ADD = (operator.add, operator.iadd, torch.add)
+_MULTIPLY = (operator.mul, operator.imul, torch.mul, torch.multiply)
 # What only asks for a size or a type carries no signal from one tensor to another.
 _NO_SIGNAL = frozenset(
     (
@@ -58,10 +59,12 @@ class Flow:
     Attributes:
         calls: the children that are called, in order of their first call.
         additions: the sums of tensors.
+        gates: the children that make only a factor, which is multiplied with what they made it of.
     """
 
     calls: tuple[str, ...]
     additions: tuple[Addition, ...]
+    gates: tuple[str, ...] = ()
 
 
 class _Own(fx.Tracer):
@@ -91,7 +94,7 @@ def follow(module: nn.Module) -> Flow | str:
     except Exception as error:  # the forward is the user's code: anything may come out of it
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no text'}"
     calls = tuple(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module"))
-    return Flow(calls, tuple(_additions(graph))[::-1])
+    return Flow(calls, tuple(_additions(graph))[::-1], tuple(dict.fromkeys(_gates(graph))))
 
 
 @contextmanager
@@ -146,11 +149,25 @@ def _additions(graph: fx.Graph) -> Iterator[Addition]:
         yield Addition(tuple(paths), bool(signal), closed)
 
 
+def _gates(graph: fx.Graph) -> Iterator[str]:
+    for node in graph.nodes:
+        if not _joins(node, _MULTIPLY, ("mul", "mul_", "multiply")):
+            continue
+        for signal, factor in (node.args[:2], node.args[1::-1]):
+            before = _ancestors(factor)
+            if signal in before:
+                yield from (str(n.target) for n in before - _ancestors(signal) if n.op == "call_module")
+
+
 def _is_addition(node: fx.Node) -> bool:
+    return _joins(node, _ADD, ("add", "add_"))
+
+
+def _joins(node: fx.Node, functions: tuple[Callable[..., Any], ...], methods: tuple[str, ...]) -> bool:
     if node.op == "call_function":
-        called = node.target in _ADD
+        called = node.target in functions
     else:
-        called = node.op == "call_method" and node.target in ("add", "add_")
+        called = node.op == "call_method" and node.target in methods
     return called and sum(isinstance(argument, fx.Node) for argument in node.args) == 2
 
 

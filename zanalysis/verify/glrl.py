@@ -39,6 +39,10 @@ def verify_glrl(
     Which reference is read decides the answer: the raw weight of a layer that starts as the identity begins at full
     rank and falls, its update begins at rank one and may rise. The verdict names it, and warns.
 
+    Two things can make a model that learns all directions at once look greedy, where its curvatures are far apart.
+    A warm-up whose rates were not logged; the verdict then says that time is counted in steps. And momentum of
+    0.95 or more: while it builds up, in the first 1/(1 − β) steps, every mode grows as t², which reads as waiting.
+
     Args:
         run: an open run, or the path of one, also while it is written.
         layers: names, globs, compiled regular expressions or predicates; None for all.

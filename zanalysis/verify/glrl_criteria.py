@@ -3,7 +3,7 @@
 What is claimed (Zhao, Schäfer & Anandkumar 2022, arXiv 2110.12661: the rank starts low, rises gradually and
 never reaches its maximum; Li, Luo & Lyu 2021, arXiv 2012.09839, Razin, Maman & Cohen 2021, and Jacot et al. 2021,
 arXiv 2106.15933: ranks are visited one after another; Zhao et al. 2023, arXiv 2306.11250: so does the cumulative
-update). The rank is the stable rank `Σσ²/σ₁²`, from the first record on at which σ₁ has a tenth of its
+update). The rank is the stable rank `Σσ²/σ₁²`, from the first record on at which σ₁ has a quarter of its
 largest value, so that the noise of a tiny random start is not taken for what was learned.
 
 Confidence is a probability between 0 and 1: one minus the p-value where there is a test, else the normal
@@ -291,6 +291,8 @@ class Criteria:
     def _leading(self) -> Finding:
         t = self.trajectory
         squares = t.values[-1] ** 2
+        if not squares.any():  # nothing is left at the end
+            return Finding("leading share", np.nan, np.nan, np.nan, "inconclusive", np.nan, np.nan)
         lead = -(-t.full // 4)
         known = float(squares[:lead].sum())
         most = float(squares.sum() + (t.full - len(squares)) * squares[-1])

@@ -20,6 +20,9 @@ Array = npt.NDArray[np.float64]
 
 _HOW = "attach with RankTracker(…, metrics=('stable_rank', 'singular_values'), reference='init')"
 
+_RATES = ("lr", "learning_rate")
+"""As what a learning rate is logged; the second by the Trainer of transformers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
@@ -128,10 +131,11 @@ def _matrix(shape: Any, view: Any) -> tuple[int, int] | None:
 def _learning_rates(run: Run) -> tuple[Array, Array] | None:
     """Return the steps at which the learning rate was logged, and the sum of the rates up to each."""
     logged = run.logged()
-    if "lr" not in logged:
+    name = next((name for name in _RATES if name in logged), None)
+    if name is None:
         return None
-    known = logged[["step", "lr"]].dropna()
-    steps, rates = known["step"].to_numpy(float), known["lr"].to_numpy(float)
+    known = logged[["step", name]].dropna()
+    steps, rates = known["step"].to_numpy(float), known[name].to_numpy(float)
     if len(steps) < 2 or not (np.isfinite(rates).all() and (rates >= 0).all() and rates.any()):
         return None
     # Before the first and after the last that was logged, the rate is taken to be that one.

@@ -13,6 +13,12 @@ __all__ = ["RECORD", "against", "reasons", "story", "warnings"]
 RECORD = "record with RankTracker(…, metrics=(…, 'singular_values'), schedule=logspaced(40))"
 
 
+_BY_STEPS = (
+    "Time is counted in steps, for no learning rate was logged: under a long warm-up even what all grows from the "
+    "start can look so; to rule that out, log it: tracker.log(lr=…)."
+)
+
+
 def against(reference: str) -> str:
     """Return how a layer was read.
 
@@ -64,7 +70,8 @@ def reasons(verdict: Judgement, criteria: Criteria, findings: Sequence[Finding])
         return [f"Refuted: {'; '.join(refuted)}."]
     if verdict == "holds":
         waited = f"{100 * found['staircase'].value:.0f} % of what rises behind the first waits its turn"
-        return [f"It starts low, rises gradually, stays below its maximum, and {waited}."]
+        said = [f"It starts low, rises gradually, stays below its maximum, and {waited}."]
+        return said if criteria.trajectory.clock is not None else [*said, _BY_STEPS]
     open_ones = dict.fromkeys(
         sentence for f in found.values() if f.verdict == "inconclusive" for sentence in _open(f, criteria)
     )

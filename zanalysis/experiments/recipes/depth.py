@@ -138,6 +138,10 @@ _TABLE_4 = Recipe(
             "ZerO",
             "zero",
             paper={layers: Paper(value) for layers, value in zip(_LAYERS, _ZERO, strict=True)},
+            ours=(
+                "the paper has rules for the layers of the Transformer only: embedding and decoder by Algorithm 1 are "
+                "our choice",
+            ),
         ),
     ),
     scales={

@@ -87,7 +87,7 @@ class Augmentation:
         resized: whether a crop of random size and shape is scaled to the whole (Szegedy et al. 2015).
         mixup: the parameter α of MixUp; 0 for none.
         standardize: whether each channel gets mean 0 and deviation 1 over the training images, in
-            training and test.
+            training and test; of ImageNet by the published numbers.
     """
 
     crop: int = 0

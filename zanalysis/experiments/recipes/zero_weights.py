@@ -171,7 +171,11 @@ def _transformer(
     Returns:
         The protocols.
     """
-    unsaid = () if data == "tiny-imagenet" else (f"batch {batch} and {epochs} epochs are our choice",)
+    unsaid = ["no dropout and a constant learning rate are our choice"]
+    if model == "mixer":
+        unsaid.append("the hidden dimensions, 256 of tokens and 2,048 of channels, are Mixer-S's, our choice")
+    if data != "tiny-imagenet":
+        unsaid.append(f"batch {batch} and {epochs} epochs are our choice")
     augmentation = Augmentation(mixup=mixup)
     paper = Protocol(
         data=data,
