@@ -207,22 +207,6 @@ def test_a_notebook_shows_a_sheet_without_pyplot(runs):
     assert not mpl.pyplot.get_fignums()
 
 
-<<<<<<< HEAD
-def test_a_legend_of_long_names_is_not_cut_at_the_sides_of_a_narrow_sheet():
-    table = pd.DataFrame(
-        {"step": [0, 1], "layer": "fc", "tensor": "weight", "reference": "init", "metric": "stable_rank",
-         "value": [1.0, 2.0]}
-    )  # fmt: skip
-    names = [f"a training of a rather long name, number {number}" for number in range(4)]
-    (axes,) = figures.figure_5(dict.fromkeys(names, table), layers="fc")
-    figure = axes.figure
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    extent = legend.get_window_extent()
-    assert [text.get_text().split(",")[1] for text in legend.get_texts()] == [n.split(",")[1] for n in names]
-    assert extent.x0 >= 0
-    assert extent.x1 <= figure.bbox.width
-=======
 def table_of(values):
     """A table of stable ranks at successive steps."""
     keys = {"layer": "a", "tensor": "weight", "reference": "init", "metric": "stable_rank"}
@@ -257,4 +241,3 @@ def test_a_legend_of_long_names_stays_on_the_sheet():
         assert box.x0 >= 0
         assert box.x1 <= axes.figure.bbox.width
     assert legend._ncols == 2
->>>>>>> integ
