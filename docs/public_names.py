@@ -1,0 +1,124 @@
+"""What the site adds to Sphinx: a directive for all public names of a package, and docstrings as they are meant."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+__all__ = ["PublicNames", "as_definitions", "public_names", "setup", "unsplit_returns"]
+
+
+def public_names(package: str) -> Iterator[tuple[str, Any]]:
+    """Name what a package and its modules offer, each object once, where it is nearest to the top.
+
+    Args:
+        package: its name. Names from outside it are passed over, and modules whose names begin with ``_``.
+
+    Yields:
+        The dotted name, and the object.
+    """
+    top = importlib.import_module(package)
+    modules = [top]
+    if hasattr(top, "__path__"):
+        found = sorted(info.name for info in pkgutil.walk_packages(top.__path__, f"{package}."))
+        modules += [importlib.import_module(name) for name in found if "._" not in name]
+    seen: set[int] = set()
+    for module in modules:
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            home = getattr(value, "__module__", package)
+            if id(value) not in seen and str(home).startswith(package):
+                seen.add(id(value))
+                yield f"{module.__name__}.{name}", value
+
+
+class PublicNames(SphinxDirective):
+    """Document every public function and class of a package: ``.. public:: zanalysis.figures``."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write the directives of autodoc.
+
+        Returns:
+            What they give.
+        """
+        lines = []
+        for name, value in public_names(self.arguments[0]):
+            if inspect.isclass(value):
+                lines += [f".. autoclass:: {name}", "   :members:", ""]
+            elif inspect.isfunction(value):
+                lines += [f".. autofunction:: {name}", ""]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+_SECTION = re.compile(r"^\s*(Returns|Yields):\s*$")
+_FIELD = re.compile(r"^    ((?:``[^`]+``(?:, )?)+…?)\s{2,}(\S.*)$")
+
+
+def unsplit_returns(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Keep a colon in the first line of Returns from being read as the end of a type.
+
+    Args:
+        app: Sphinx, as for all handlers of ``autodoc-process-docstring``.
+        what: the kind of object.
+        name: of the object.
+        value: the object.
+        options: of the directive.
+        lines: the docstring, changed in place.
+    """
+    for i in range(len(lines) - 1):
+        if _SECTION.match(lines[i]):
+            first = lines[i + 1]
+            indent = len(first) - len(first.lstrip())
+            lines[i + 1] = f"{first[:indent]}: {first[indent:]}"
+
+
+def as_definitions(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Make the columns of the run file's specification into definitions, and its title into a paragraph.
+
+    Args:
+        app: Sphinx, as for all handlers of ``autodoc-process-docstring``.
+        what: the kind of object.
+        name: of the object.
+        value: the object.
+        options: of the directive.
+        lines: the docstring, changed in place.
+    """
+    if name != "zanalysis.runfile":
+        return
+    result: list[str] = []
+    inside = False
+    for line in lines:
+        field = _FIELD.match(line)
+        if line and set(line) == {"="}:
+            result[-1] = f"**{result[-1]}**"
+        elif field:
+            inside = True
+            result += [f"    {field[1]}", f"        {field[2]}"]
+        else:
+            inside = inside and line.startswith("     ")
+            result.append(f"        {line.lstrip()}" if inside else line)
+    lines[:] = result
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Join the site.
+
+    Args:
+        app: Sphinx.
+
+    Returns:
+        That pages may be read side by side.
+    """
+    app.add_directive("public", PublicNames)
+    # Ahead of napoleon, whose priority is 500.
+    app.connect("autodoc-process-docstring", unsplit_returns, priority=400)
+    app.connect("autodoc-process-docstring", as_definitions, priority=400)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
