@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from zanalysis.analyzers.matrices import View, matricize
-from zanalysis.analyzers.naming import Selection, layer_name, plain, selected
+from zanalysis.analyzers.naming import Selection, layer_name, plain, selected, written_out
 from zanalysis.errors import InputError
 
 __all__ = ["Layer", "Selection", "as_parameter", "layer_name", "select_layers", "tapped_layers"]
@@ -97,7 +97,8 @@ def select_layers(model: nn.Module, selection: Selection = None, view: View = "o
     """Choose the parameters to record.
 
     Candidates are the floating parameters with two or more dimensions whose matrix, in the given
-    view, has at least two rows and two columns; tied ones once.
+    view, has at least two rows and two columns, tied ones once; those of one row or column only where
+    they are named word for word.
 
     Args:
         model: the model.
@@ -114,7 +115,7 @@ def select_layers(model: nn.Module, selection: Selection = None, view: View = "o
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"got {type(model).__name__} as the model, expected a torch.nn.Module.")
-    candidates = list(_candidates(model, view))
+    candidates = list(_candidates(model, view, written_out(selection)))
     if not candidates:
         raise InputError(
             f"{type(model).__name__} has no weight to follow: no floating parameter with at least two "
@@ -142,7 +143,7 @@ def tapped_layers(layers: Sequence[Layer]) -> list[Layer]:
     return list(first.values())
 
 
-def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
+def _candidates(model: nn.Module, view: View, named: frozenset[str]) -> Iterator[Layer]:
     seen: set[int] = set()
     taken: set[str] = set()
     for prefix, module in model.named_modules():
@@ -157,9 +158,9 @@ def _candidates(model: nn.Module, view: View) -> Iterator[Layer]:
             # Only the shapes matter here; a meta tensor costs nothing.
             outline = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
             matrices = matricize(as_parameter(outline, module), view)
-            if min(matrices.shape[-2:]) < 2 or matrices.shape[:-2].numel() == 0:
-                continue
             name = layer_name(qualified)
+            if matrices.numel() == 0 or (min(matrices.shape[-2:]) < 2 and name not in named):
+                continue
             name = plain(qualified) if name in taken else name
             taken.add(name)
             count = matrices.shape[:-2].numel()

@@ -91,7 +91,8 @@ class Recorder(Attachment):
                 attribute, or None: then call `step` after each step.
             path: the run file; None keeps the tensors in memory, all of them.
             schedule: `step -> bool`. Step 0 is always recorded: of it there are weights only.
-            layers: names, globs, compiled regular expressions or predicates; None for every weight.
+            layers: names, globs, compiled regular expressions or predicates; None for every weight. One of a
+                single row or column is followed only where its name is written out.
             tensors: which tensors of a layer: ``"weight"``, ``"gradient"``, ``"activation"``,
                 ``"activation_gradient"``.
             dtype: to store them in, such as `torch.bfloat16`; their own if None.

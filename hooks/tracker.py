@@ -110,7 +110,8 @@ class RankTracker(Attachment):
                 attribute, or None: then call `step` after each step.
             path: the run file; None keeps the record in memory.
             schedule: `step -> bool`; `every(50)` if None.
-            layers: names, globs, compiled regular expressions or predicates; None for every weight.
+            layers: names, globs, compiled regular expressions or predicates; None for every weight. One of a
+                single row or column is followed only where its name is written out.
             tensors: some of ``"weight"``, ``"gradient"``, ``"activation"``, ``"activation_gradient"``.
             metrics: names, or functions `matrix -> number`, which are given the matrix in the dtype it
                 is stored in and are named by their ``__name__``.

@@ -352,3 +352,17 @@ def test_what_is_of_gradients_is_not_measured_of_weights(tmp_path):
     torch.save({"w": torch.eye(3)}, tmp_path / "a.pt")
     with pytest.raises(InputError, match="zero_gradient is a number of gradients, and a checkpoint has none"):
         za.analyze(tmp_path / "a.pt", metrics=("rank", "zero_gradient"))
+
+
+def test_a_tensor_of_one_row_is_measured_where_its_name_is_written_out_as_it_is_live(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(4, 5))
+    torch.save(model.state_dict(), tmp_path / "one.pt")
+    assert set(za.analyze(tmp_path / "one.pt").layer) == {"2"}
+    assert set(za.analyze(tmp_path / "one.pt", layers="*").layer) == {"2"}
+    offline = za.analyze(tmp_path / "one.pt", layers=["0", "2"], metrics=("rank", "stable_rank"))
+    live = RankTracker(model, layers=["0", "2"], metrics=("rank", "stable_rank"))
+    expected = live.table()
+    live.close()
+    pd.testing.assert_frame_equal(
+        offline[COLUMNS].drop(columns="step").reset_index(drop=True), expected.drop(columns="step")
+    )

@@ -660,6 +660,17 @@ def test_layers_are_chosen_by_name_glob_pattern_or_predicate(attach, selection, 
     assert layers_of(attach(Zoo(), layers=selection, metrics="rank")) == expected
 
 
+def test_a_layer_of_one_row_is_followed_where_its_name_is_written_out(attach):
+    # A convolution of one channel is a 1×9 matrix: the all-zero network on MNIST consists of three.
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(4, 5), nn.Linear(5, 1))
+    assert layers_of(attach(model, metrics="rank")) == ["2"]
+    assert layers_of(attach(model, metrics="rank", layers="*")) == ["2"]
+    named = attach(model, metrics=("rank", "stable_rank", "distinct_rows"), layers=["3", "*", "0"])
+    assert layers_of(named) == ["0", "2", "3"]
+    table = named.table().set_index(["layer", "metric"])["value"]
+    assert [table["0", "rank"], table["0", "stable_rank"], table["3", "distinct_rows"]] == [1, 1, 1]
+
+
 def test_a_view_changes_the_matrices_and_is_stored(tmp_path, attach):
     kernel = nn.Conv2d(3, 4, 3)
     W = kernel.weight.detach().double().numpy()

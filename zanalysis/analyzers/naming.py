@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from zanalysis.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Pattern", "Selection", "inert", "layer_name", "plain", "selected"]
+__all__ = ["Pattern", "Selection", "inert", "layer_name", "plain", "selected", "written_out"]
 
 Pattern = str | re.Pattern[str] | Callable[..., bool]
 Selection = Pattern | Sequence[Pattern] | None
@@ -115,6 +115,28 @@ def selected(
     if not patterns:
         raise InputError("layers is empty; pass None for every layer, or some names.")
     return [name for name in candidates if name in chosen]
+
+
+def written_out(selection: Selection) -> frozenset[str]:
+    """Return what a selection says word for word: the names that may be those of single layers.
+
+    A layer of one row or one column is followed only where it is named so.
+
+    Args:
+        selection: as for `selected`.
+
+    Returns:
+        Its strings.
+
+    Example:
+        >>> sorted(written_out(["conv1", "fc*"]))
+        ['conv1', 'fc*']
+    """
+    if isinstance(selection, str):
+        return frozenset((selection,))
+    if selection is None or callable(selection) or not isinstance(selection, Sequence | Set):
+        return frozenset()
+    return frozenset(pattern for pattern in selection if isinstance(pattern, str))
 
 
 def _matches(pattern: Pattern, name: str, parameter: Callable[[], "Tensor"]) -> bool:

@@ -1,7 +1,8 @@
 """Which tensors of a checkpoint are measured, and under which names: the rule of `hooks.layers`, on a file.
 
 Candidates are the floating tensors with two or more dimensions whose matrix, in the given view, has at least
-two rows and two columns; tied ones once, under their first name. What cannot be read as such a matrix, such as
+two rows and two columns, and narrower ones that `layers` names word for word; tied ones once, under their
+first name. What cannot be read as such a matrix, such as
 quantized weights, is there with the status ``skipped``; indices and masks (int64, int16, bool) are not. A file
 does not say which of its tensors are parameters and which are buffers: a buffer of that kind is measured too,
 unless `layers` leaves it out.
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from zanalysis.analyzers.matrices import View, matricize
-from zanalysis.analyzers.naming import Selection, layer_name, plain, selected
+from zanalysis.analyzers.naming import Selection, layer_name, plain, selected, written_out
 from zanalysis.checkpoints import Checkpoint, StoredTensor
 from zanalysis.sweep.splitting import Block, blocks_of, how_to_split
 
@@ -105,8 +106,9 @@ def layers_of(
     """
     shapes = {tensor.name: tensor.shape for tensor in checkpoint.tensors}
     candidates = {}
+    named = written_out(selection)
     for name, tensor in tensors_by_layer(checkpoint).items():
-        layer = _layer(name, tensor, shapes, view, split)
+        layer = _layer(name, tensor, shapes, view, split, narrow=name in named)
         if layer is not None:
             candidates[name] = layer
     readers = {name: partial(_loaded, layer.tensor) for name, layer in candidates.items()}
@@ -119,12 +121,17 @@ def _loaded(tensor: StoredTensor) -> torch.Tensor:
 
 
 def _layer(
-    name: str, tensor: StoredTensor, shapes: Mapping[str, Sequence[int]], view: View, split: Mapping[str, Any]
+    name: str,
+    tensor: StoredTensor,
+    shapes: Mapping[str, Sequence[int]],
+    view: View,
+    split: Mapping[str, Any],
+    narrow: bool,
 ) -> StoredLayer | None:
     if tensor.tied or len(tensor.shape) < 2 or 0 in tensor.shape or tensor.dtype in _NEVER_WEIGHTS:
         return None
     if tensor.status != "ok":
-        wide = min(tensor.shape[0], math.prod(tensor.shape[1:])) > 1
+        wide = narrow or min(tensor.shape[0], math.prod(tensor.shape[1:])) > 1
         return StoredLayer(name, tensor, False, (Block(),), (name,)) if wide else None
     how = how_to_split(split, name, tensor.name)
     kernel = how == "kernel" if isinstance(how, str) else is_kernel(tensor, shapes)
@@ -135,7 +142,7 @@ def _layer(
         # Only the shapes matter here; a meta tensor costs nothing.
         matrices = matricize(block.of(torch.empty(shape, dtype=tensor.dtype, device="meta")), view)
         count = matrices.shape[:-2].numel()
-        if min(matrices.shape[-2:]) < 2 or not 0 < count <= MOST_MATRICES:
+        if min(matrices.shape[-2:]) < (1 if narrow else 2) or not 0 < count <= MOST_MATRICES:
             return None
         base = name + block.suffix
         names += [base] if matrices.ndim == 2 else [f"{base}[{i}]" for i in range(count)]
