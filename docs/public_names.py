@@ -11,7 +11,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-__all__ = ["PublicNames", "as_definitions", "public_names", "setup", "unsplit_returns"]
+__all__ = ["Commands", "PublicNames", "as_definitions", "public_names", "setup", "unsplit_returns"]
 
 
 def public_names(package: str) -> Iterator[tuple[str, Any]]:
@@ -56,6 +56,55 @@ class PublicNames(SphinxDirective):
             elif inspect.isfunction(value):
                 lines += [f".. autofunction:: {name}", ""]
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+class Commands(SphinxDirective):
+    """Document every command of the command line, from its own help: ``.. commands::``."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write a section for each command.
+
+        Returns:
+            Sections with the help, the usage and the options of each.
+        """
+        import typer
+
+        from zanalysis.cli import app
+
+        found: list[nodes.Node] = []
+        for path, command in _commands("zanalysis", typer.main.get_command(app)):
+            section = nodes.section(ids=[path.replace(" ", "-")], names=[path])
+            section += nodes.title(path, path)
+            section += self.parse_text_to_nodes(_described(path, command))
+            self.env.domains.standard_domain.note_hyperlink_target(
+                path.replace(" ", "-"), self.env.docname, path.replace(" ", "-"), path
+            )
+            found.append(section)
+        return found
+
+
+def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield path, command
+    for name in sorted(inner or ()):
+        yield from _commands(f"{path} {name}", inner[name])
+
+
+def _described(path: str, command: Any) -> str:
+    arguments = [one for one in command.params if one.param_type_name == "argument"]
+    options = [one for one in command.params if one.param_type_name == "option"]
+    words = " ".join(f"{one.name.upper()}{'...' if one.nargs != 1 else ''}" for one in arguments)
+    help_text = inspect.cleandoc(command.help or "").split("\nRaises:")[0].strip()
+    lines = [help_text, "", ".. code-block:: text", "", f"   {path} [options] {words}", ""]
+    for one in [*arguments, *options]:
+        names = ", ".join(f"``{name}``" for name in (one.opts if one in options else [one.name.upper()]))
+        lines += [names, f"    {one.help or ''}", ""]
+    if command.epilog:
+        lines += [f"*{command.epilog.partition(':')[0]}*", ""]
+        for example in re.split(r" \| (?=zanalysis)", command.epilog.partition(":")[2].strip()):
+            lines += [".. code-block:: text", "", f"   {example}", ""]
+    return "\n".join(lines)
 
 
 _SECTION = re.compile(r"^\s*(Returns|Yields):\s*$")
@@ -118,6 +167,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
         That pages may be read side by side.
     """
     app.add_directive("public", PublicNames)
+    app.add_directive("commands", Commands)
     # Ahead of napoleon, whose priority is 500.
     app.connect("autodoc-process-docstring", unsplit_returns, priority=400)
     app.connect("autodoc-process-docstring", as_definitions, priority=400)
