@@ -91,15 +91,19 @@ def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
         yield from _commands(f"{path} {name}", inner[name])
 
 
+def _plain(text: str) -> str:
+    return re.sub(r"([*`|_\\\\])", r"\\\1", text)
+
+
 def _described(path: str, command: Any) -> str:
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     options = [one for one in command.params if one.param_type_name == "option"]
     words = " ".join(f"{one.name.upper()}{'...' if one.nargs != 1 else ''}" for one in arguments)
     help_text = inspect.cleandoc(command.help or "").split("\nRaises:")[0].strip()
-    lines = [help_text, "", ".. code-block:: text", "", f"   {path} [options] {words}", ""]
+    lines = [_plain(help_text), "", ".. code-block:: text", "", f"   {path} [options] {words}", ""]
     for one in [*arguments, *options]:
         names = ", ".join(f"``{name}``" for name in (one.opts if one in options else [one.name.upper()]))
-        lines += [names, f"    {one.help or ''}", ""]
+        lines += [names, f"    {_plain(one.help or '')}", ""]
     if command.epilog:
         lines += [f"*{command.epilog.partition(':')[0]}*", ""]
         for example in re.split(r" \| (?=zanalysis)", command.epilog.partition(":")[2].strip()):

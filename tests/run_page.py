@@ -5,7 +5,6 @@ import doctest
 import io
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 from documents import NOT_RUN, blocks, commands, missing
@@ -61,5 +60,4 @@ def main(page: str) -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("error", FutureWarning)
     main(sys.argv[1])
