@@ -10,7 +10,7 @@ from zanalysis import __version__  # noqa: E402
 
 project = "zanalysis"
 author = "The zanalysis developers"
-copyright = author  # noqa: A001
+copyright = author
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "public_names"]

@@ -13,6 +13,11 @@ CHECK = doctest.OutputChecker()
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
+def say(words: str) -> None:
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
+
+
 def shown(command: list[str]) -> str:
     """What a command prints, with an exit code of 0 or, of a verdict, 3."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -43,7 +48,7 @@ def main(page: str) -> None:
             lacking = missing(block.text)
             skipped = bool(lacking)
             if skipped:
-                print(f"skipped {where}: {', '.join(lacking)} missing")
+                say(f"skipped {where}: {', '.join(lacking)} missing")
                 continue
             told = io.StringIO()
             with contextlib.redirect_stdout(told):
@@ -54,9 +59,9 @@ def main(page: str) -> None:
             for words in commands(block):
                 joined = " ".join(words)
                 if words[0] == "zanalysis" and not joined.startswith(tuple(NOT_RUN)):
-                    print(f"run {where}: {joined}")
+                    say(f"run {where}: {joined}")
                     last += shown(expanded(words))
-    print("done")
+    say("done")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ def test_every_command_is_one(words):
     command, given = typer.main.get_command(app), words[1:]
     context = command.make_context("zanalysis", list(given), resilient_parsing=False)
     while hasattr(command, "resolve_command"):
-        rest = [*context._protected_args, *context.args] if hasattr(context, "_protected_args") else context.args
+        rest = (
+            [*context._protected_args, *context.args] if hasattr(context, "_protected_args") else context.args
+        )
         name, command, rest = command.resolve_command(context, rest)
         context = command.make_context(name, list(rest), parent=context)
 
@@ -221,7 +223,9 @@ def test_the_site_documents_what_is_public(site):
     reference = "\n".join(path.read_text() for path in (site / "reference").glob("*.html"))
     for name in (*za.__all__, *hooks.__all__):
         if not name.startswith("__"):
-            assert re.search(rf'id="[\w.]*{name}"', reference) or f"module-zanalysis.{name}" in reference, name
+            assert re.search(rf'id="[\w.]*{name}"', reference) or f"module-zanalysis.{name}" in reference, (
+                name
+            )
     specification = (site / "run-file.html").read_text()
     from zanalysis import runfile
 
