@@ -110,6 +110,9 @@ def save_figure_3(
         left_runs: as for `figure_3`.
         right_runs: as for `figure_3`.
         path: where the picture is to lie; its suffix says of which kind.
+
+    Raises:
+        InputError: if a panel has no run, or a run has no recorded rank against the identity.
     """
     # A figure that pyplot does not know needs no display.
     figure = Figure(**_LAYOUT)

@@ -119,9 +119,12 @@ def tucker2_error_surface(W: Tensor) -> Tensor:
         W: kernel `[c_out, c_in, *spatial]` of any floating dtype.
 
     Returns:
-        [c_out, c_in], float64, on W's device: entry (i, j) is the relative error at ranks (i + 1, j + 1). It
+        `[c_out, c_in]`, float64, on W's device: entry (i, j) is the relative error at ranks (i + 1, j + 1). It
         never rises with either rank and ends at exactly 0. All NaN where W is zero or not finite: there the
         relative error is undefined.
+
+    Raises:
+        InputError: if W is no floating kernel.
 
     Example:
         >>> tucker2_error_surface(torch.diag(torch.tensor([4.0, 3.0])))
