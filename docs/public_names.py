@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -25,9 +26,12 @@ def public_names(package: str) -> Iterator[tuple[str, Any]]:
     """
     top = importlib.import_module(package)
     modules = [top]
-    if hasattr(top, "__path__"):
-        found = sorted(info.name for info in pkgutil.walk_packages(top.__path__, f"{package}."))
-        modules += [importlib.import_module(name) for name in found if "._" not in name]
+    inner = pkgutil.walk_packages(top.__path__, f"{package}.") if hasattr(top, "__path__") else ()
+    for name in sorted(info.name for info in inner if "._" not in info.name):
+        try:
+            modules.append(importlib.import_module(name))
+        except ImportError as error:  # an extra that is not installed
+            logging.getLogger(f"sphinx.{__name__}").info("%s is left out: %s", name, error)
     seen: set[int] = set()
     for module in modules:
         for name in getattr(module, "__all__", ()):
