@@ -27,6 +27,8 @@ html_css_files = ["site.css"]
 # A name in single backticks is linked where it is one of ours, and is code where it is not.
 default_role = "py:obj"
 myst_enable_extensions = ["attrs_inline", "deflist"]
+# A word such as `steps` may be an attribute of several classes; it is then linked to one of them, or to none.
+suppress_warnings = ["ref.python"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -16,7 +16,7 @@ __all__ = ["Commands", "PublicNames", "as_definitions", "public_names", "setup",
 
 
 def public_names(package: str) -> Iterator[tuple[str, Any]]:
-    """Name what a package and its modules offer, each object once, where it is nearest to the top.
+    """Name what a package offers in its ``__all__``; one that has none offers what its modules do.
 
     Args:
         package: its name. Names from outside it are passed over, and modules whose names begin with ``_``.
@@ -26,7 +26,8 @@ def public_names(package: str) -> Iterator[tuple[str, Any]]:
     """
     top = importlib.import_module(package)
     modules = [top]
-    inner = pkgutil.walk_packages(top.__path__, f"{package}.") if hasattr(top, "__path__") else ()
+    alone = hasattr(top, "__all__") or not hasattr(top, "__path__")
+    inner = () if alone else pkgutil.walk_packages(top.__path__, f"{package}.")
     for name in sorted(info.name for info in inner if "._" not in info.name):
         try:
             modules.append(importlib.import_module(name))

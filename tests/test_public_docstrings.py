@@ -4,9 +4,9 @@ import ast
 import functools
 import importlib
 import inspect
-import pkgutil
 import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +14,7 @@ import hooks
 import zanalysis as za
 from zanalysis import figures, initializers
 
+ROOT = Path(__file__).parent.parent
 TENSORS = re.compile(r"\b(?:Tensor|ndarray|NDArray)\b")
 SHAPE = re.compile(r"`\[[^\]`]*\]`|\bshape\b|\bscalar\b|0-d|one number|`[a-zA-Z_]+` \[", re.IGNORECASE)
 SOURCE = re.compile(
@@ -42,22 +43,26 @@ def offered(module):
         yield f"{module.__name__}.{name}", value
         if inspect.isclass(value) and not issubclass(value, Exception):
             for inner, method in vars(value).items():
-                if not inner.startswith("_") and inspect.isfunction(method):
+                if not inner.startswith("_") and inner != "forward" and inspect.isfunction(method):
                     yield f"{module.__name__}.{name}.{inner}", method
 
 
-def experiments():
-    import zanalysis.experiments as package
+def of_the_reference():
+    """What the pages of the reference document by a directive for a whole module."""
+    for page in sorted((ROOT / "docs" / "reference").glob("*.rst")):
+        for name in re.findall(r"^\.\. public:: ([\w.]+)", page.read_text(), re.M):
+            module = importlib.import_module(name)
+            if hasattr(module, "__all__"):
+                yield from offered(module)
 
-    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        module = importlib.import_module(info.name)
-        if hasattr(module, "__all__"):
-            yield from offered(module)
 
-
-PUBLIC = dict(pair for module in (za, hooks, initializers, figures) for pair in offered(module)) | dict(
-    experiments()
-)
+PUBLIC = {}
+for _name, _value in [
+    *(pair for module in (za, hooks, initializers, figures) for pair in offered(module)),
+    *of_the_reference(),
+]:
+    if all(_value is not known for known in PUBLIC.values()):
+        PUBLIC[_name] = _value
 
 
 def doc(value):
