@@ -100,7 +100,7 @@ def _run(stranger, command, cwd):
 
 
 def test_a_stranger_walks_the_pages_with_the_wheel_alone(stranger, tmp_path):
-    """Quick start, attach, checkpoints, report: in this order, in one folder, by the installed command."""
+    """Quick start, attach, checkpoints, report: each in a folder of its own, by the installed command."""
     where = _run(stranger, ["python", "-c", "import zanalysis; print(zanalysis.__file__)"], tmp_path)
     assert str(stranger) in where.stdout
     for name in ("documents.py", "run_page.py"):
@@ -109,9 +109,11 @@ def test_a_stranger_walks_the_pages_with_the_wheel_alone(stranger, tmp_path):
     pages.mkdir(exist_ok=True)
     for page in ("quickstart", "attach", "checkpoints", "looking"):
         shutil.copy(ROOT / "docs" / f"{page}.md", pages)
-        done = _run(stranger, ["python", str(stranger / "run_page.py"), str(pages / f"{page}.md")], tmp_path)
+        folder = tmp_path / page
+        folder.mkdir()
+        done = _run(stranger, ["python", str(stranger / "run_page.py"), str(pages / f"{page}.md")], folder)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "quickstart" / "report.html").stat().st_size > 10_000
 
 
 def test_part_of_the_suite_passes_against_the_wheel(stranger, tmp_path):

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 TENSORS = re.compile(r"\b(?:Tensor|ndarray|NDArray)\b")
 SHAPE = re.compile(r"`\[[^\]`]*\]`|\bshape\b|\bscalar\b|0-d|one number|`[a-zA-Z_]+` \[", re.IGNORECASE)
 SOURCE = re.compile(
-    r"\b(?:19|20)\d\d\b|arXiv|numpy|ZerO|[Pp]aper|[Tt]heorem|Figure|Algorithm|Definition|Lemma|Table \d|Shannon|[Pp]reprint|`\w+`'s"
+    r"\b(?:19|20)\d\d\b|arXiv|[Pp]reprint|numpy|ZerO|[Pp]aper|"
+    r"[Tt]heorem|Figure|Algorithm|Definition|Lemma|Table \d|Shannon|`\w+`'s"
 )
 # Definitions that every textbook has; they need no source, but must be written out.
 TEXTBOOK = {
