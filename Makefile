@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench notebooks clean
+.PHONY: help setup demo test test-slow lint format bench notebooks docs dist clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,5 +62,13 @@ notebooks: $(STAMP)  ## execute the notebooks, on run files that are trained fir
 	$(EXPERIMENT) zero-weights/mixer-all-constant --scale small --only all-constant
 	$(BIN)/python notebooks/execute.py
 
+docs: $(STAMP)  ## build the site into docs/_build/html, warnings as errors
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+dist: $(STAMP)  ## build a wheel and a source archive into dist/
+	rm -rf build dist *.egg-info
+	$(BIN)/python -m build
+
 clean:  ## remove what the targets made
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/_build

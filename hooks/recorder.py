@@ -188,7 +188,11 @@ class Recorder(Attachment):
             step: a recorded step.
 
         Returns:
-            It, as `zanalysis.open_run(path).tensor` gives it.
+            It, of its own shape and in the dtype it was stored in, as `zanalysis.open_run(path).tensor` gives it.
+
+        Raises:
+            InputError: if no such tensor was recorded, or not at that step.
+            RunFileError: if the file cannot be read.
         """
         return self._record().tensor(layer, tensor, step)  # type: ignore[no-any-return]
 

@@ -34,6 +34,9 @@ def every(n: int, offset: int = 0) -> Schedule:
     Returns:
         True at offset, offset + n, offset + 2n, …
 
+    Raises:
+        InputError: if n or the offset is no whole number of that size.
+
     Example:
         >>> [step for step in range(10) if every(4, offset=1)(step)]
         [1, 5, 9]
@@ -54,6 +57,9 @@ def logspaced(per_decade: int) -> Schedule:
 
     Returns:
         True at the whole numbers nearest to 10^(i / per_decade), i = 0, 1, 2, …
+
+    Raises:
+        InputError: if it is no whole number, 1 or more.
 
     Example:
         >>> [step for step in range(101) if logspaced(3)(step)]
@@ -81,6 +87,9 @@ def at(steps: Iterable[int]) -> Schedule:
 
     Returns:
         True at each of them.
+
+    Raises:
+        InputError: if a step is no whole number, 0 or more.
 
     Example:
         >>> at([1, 10])(10)

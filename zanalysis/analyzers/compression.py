@@ -116,8 +116,8 @@ def compress(
         threshold: what the rule needs; see `tucker_ranks`.
         layers: which convolutions: their names, a predicate on the name, or `None` for all.
         refine: whether to improve each HOSVD by HOOI; see `tucker2`.
-        input: an example for counting multiplications, one tensor or the positional arguments of the model.
-            It runs through copies in eval mode.
+        input: an example for counting multiplications, one tensor `[batch, ...]` or the positional
+            arguments of the model. It runs through copies in eval mode.
 
     Returns:
         The compressed copy and the report.

@@ -57,6 +57,8 @@ def jacobian_singular_values(
 ) -> Tensor:
     """Take the singular values of a network's Jacobian at each sample.
 
+    All of them near 1 is dynamical isometry (Saxe, McClelland & Ganguli, ICLR 2014).
+
     The model runs in eval mode, each sample with a batch dimension of one; mode, buffers, RNG, `.grad` and
     hooks are as before, also after an exception. Dense Jacobians are taken by reverse mode, a row per
     output, for many samples at once; where the network's operations do not vectorize (an LSTM), row by row.

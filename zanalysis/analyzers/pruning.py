@@ -79,9 +79,6 @@ def pruned(
     and the parameters' identity are not touched. Blocks nest: the inner one ranks what the outer one left,
     where zeros come first.
 
-    Input that cannot be used is refused with an `InputError` before anything is changed: a sparsity outside
-    [0, 1], an unknown scope or layer, a weight that holds NaN, a model without weights.
-
     Args:
         model: any module.
         sparsity: the fraction to remove, from 0 to 1; `round(sparsity * entries)` entries become zero.
@@ -90,6 +87,10 @@ def pruned(
 
     Yields:
         The same model.
+
+    Raises:
+        InputError: before anything is changed: if the sparsity is outside [0, 1], the scope or a layer is unknown, a
+            weight holds NaN, or the model has no weights.
 
     Example:
         >>> model = nn.Linear(2, 2, bias=False)
@@ -127,6 +128,9 @@ def pruning_curve(
     Returns:
         Columns of equal length, one row for each sparsity in the order given: `scope`, `sparsity`, `pruned`
         and `kept` (entries of the chosen weights) and `score`. `pandas.DataFrame` takes it as it is.
+
+    Raises:
+        InputError: as for `pruned`; also if `evaluate` does not return one number.
 
     Example:
         >>> model = nn.Linear(2, 2, bias=False)

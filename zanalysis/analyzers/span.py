@@ -351,13 +351,12 @@ def activation_span(
 
     The model runs in eval mode without gradients; mode, buffers, RNG, `.grad` and hooks are as before, also
     after an exception. Activations are reduced inside the hook, so that an in-place operation behind the
-    layer cannot spoil them. All outputs of a module that is used several times are samples. An unknown layer
-    or layout, a batch that is no tensor and a layer whose width changes raise an `InputError`.
+    layer cannot spoil them. All outputs of a module that is used several times are samples.
 
     Args:
         model: the model; it and the data are on the same device.
-        data: a tensor of inputs, the batch first, or batches: each a tensor or a sequence that starts with
-            one.
+        data: a tensor of inputs `[samples, ...]`, or batches `[batch, ...]`: each a tensor or a
+            sequence that starts with one.
         layers: one or several names of modules, as in `model.named_modules()`.
         max_samples: use the first so many inputs only.
         layout: which dimensions are features, as in `as_samples`, for all layers or by name. `"auto"` takes
@@ -370,6 +369,9 @@ def activation_span(
     Returns:
         A span for each layer, in the order given; one that was never called has 0 features and status
         `empty`.
+
+    Raises:
+        InputError: if a layer or a layout is unknown, a batch is no tensor, or the width of a layer changes.
     """
     modules = find_modules(model, [layers] if isinstance(layers, str) else layers)
     spans: dict[str, ActivationSpan] = {}

@@ -83,7 +83,9 @@ def row_groups(
 def distinct_rows(
     W: Tensor, bias: Tensor | None = None, *, tolerance: float | None = None, up_to_scale: bool = False
 ) -> Tensor:
-    """Count the distinct neurons of a layer.
+    """Count the distinct neurons of a layer: the groups of `row_groups`.
+
+    Layers of copies are what constant initializations train (ConstNet: Blumenfeld, Gilboa & Soudry, ICML 2020).
 
     Args:
         W: `[rows, ...]`, floating.
@@ -93,6 +95,9 @@ def distinct_rows(
 
     Returns:
         0-d float64; NaN if an entry is not finite.
+
+    Raises:
+        InputError: if W is no floating weight, the bias does not fit or the tolerance is not in [0, 1).
 
     Example:
         >>> distinct_rows(torch.ones(4, 3)).item()
@@ -112,6 +117,9 @@ def dead_units(W: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Returns:
         `[rows]` bool.
+
+    Raises:
+        InputError: if W is no floating weight, or the bias does not fit.
 
     Example:
         >>> dead_units(torch.tensor([[0.0, 0.0], [0.0, 1.0]])).tolist()
@@ -149,7 +157,7 @@ def first_moved(
     A layer behind a zero layer can move only after that one has.
 
     Args:
-        records: in order of steps, either (step, weights by layer) or rows (step, layer, value), as of a
+        records: in order of steps, either (step, weights by layer, of any shape) or rows (step, layer, value), as of a
             table in which the value changes when the layer does. The weights may be the live ones: the
             first are copied.
 

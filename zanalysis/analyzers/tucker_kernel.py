@@ -2,7 +2,7 @@
 
 Layouts, here and in `tucker`:
 
-- a kernel W is [c_out, c_in, *spatial]; a matrix is a kernel without spatial axes;
+- a kernel W is `[c_out, c_in, *spatial]`; a matrix is a kernel without spatial axes;
 - `W ≈ core ×₁ factor_out ×₂ factor_in`, that is
   `W[o, i, ...] ≈ Σ_rs factor_out[o, r] · factor_in[i, s] · core[r, s, ...]`;
 - the factors are [c_out, r_out] and [c_in, r_in] with orthonormal columns, the core [r_out, r_in, *spatial];
@@ -61,7 +61,7 @@ class Tucker2:
         """Multiply the parts out.
 
         Returns:
-            The approximation, [c_out, c_in, *spatial], float64.
+            The approximation, `[c_out, c_in, *spatial]`, float64.
         """
         return torch.einsum("or,is,rs...->oi...", self.factor_out, self.factor_in, self.core)
 
@@ -74,7 +74,7 @@ def tucker2(W: Tensor, ranks: Sequence[int], refine: bool = True) -> Tucker2:
     lowers the error or leaves it.
 
     Args:
-        W: kernel [c_out, c_in, *spatial] of any floating dtype, finite.
+        W: kernel `[c_out, c_in, *spatial]` of any floating dtype, finite.
         ranks: (r_out, r_in), each from 1 to the number of channels.
         refine: whether to improve the HOSVD by HOOI.
 
@@ -116,12 +116,15 @@ def tucker2_error_surface(W: Tensor) -> Tensor:
     to about 1e-8 of the largest: below what float32 itself stores. float64 kernels take them from an SVD.
 
     Args:
-        W: kernel [c_out, c_in, *spatial] of any floating dtype.
+        W: kernel `[c_out, c_in, *spatial]` of any floating dtype.
 
     Returns:
-        [c_out, c_in], float64, on W's device: entry (i, j) is the relative error at ranks (i + 1, j + 1). It
+        `[c_out, c_in]`, float64, on W's device: entry (i, j) is the relative error at ranks (i + 1, j + 1). It
         never rises with either rank and ends at exactly 0. All NaN where W is zero or not finite: there the
         relative error is undefined.
+
+    Raises:
+        InputError: if W is no floating kernel.
 
     Example:
         >>> tucker2_error_surface(torch.diag(torch.tensor([4.0, 3.0])))
@@ -170,7 +173,7 @@ def as_cube(W: Tensor) -> Tensor:
     """Bring a kernel to the layout that the computations share.
 
     Args:
-        W: kernel [c_out, c_in, *spatial].
+        W: kernel `[c_out, c_in, *spatial]`.
 
     Returns:
         [c_out, c_in, taps], float64.

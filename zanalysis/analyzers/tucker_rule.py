@@ -39,7 +39,7 @@ def tucker_ranks(
     rule.
 
     Args:
-        W: kernel [c_out, c_in, *spatial] of any floating dtype, finite.
+        W: kernel `[c_out, c_in, *spatial]` of any floating dtype, finite.
         rule: `"evb"`, `"error"` or `"energy"`.
         threshold: from 0 to 1; a relative error, or a fraction of energy. None for `"evb"`.
         floor: the least rank returned; the number of channels where that is smaller.
@@ -87,7 +87,7 @@ def tucker_parameters(shape: Sequence[int], ranks: Sequence[int]) -> int:
     """Count the numbers in a Tucker-2 decomposition.
 
     Args:
-        shape: the kernel's, [c_out, c_in, *spatial].
+        shape: the kernel's, `[c_out, c_in, *spatial]`.
         ranks: (r_out, r_in).
 
     Returns:

@@ -211,6 +211,10 @@ def train(
 
     Returns:
         The path.
+
+    Raises:
+        InputError: if the data are not at hand or not what they should be.
+        RunFileError: if the run file is there already and may not be replaced, or cannot be written.
     """
     model = _initialized(case, training)
     dtype = next(model.parameters()).dtype

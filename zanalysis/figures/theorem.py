@@ -140,6 +140,9 @@ def save_figure_3(
         left_runs: as for `figure_3`.
         right_runs: as for `figure_3`.
         path: where the picture is to lie; its suffix says of which kind.
+
+    Raises:
+        InputError: if a panel has no run, or a run has no recorded rank against the identity.
     """
     save_figure(figure_3(left_runs, right_runs), path, overwrite=True)
 

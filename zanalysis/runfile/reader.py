@@ -60,6 +60,9 @@ class Run:
 
         Args:
             path: the file.
+
+        Raises:
+            RunFileError: if the file is missing, foreign or damaged, or of a newer schema.
         """
         self.path = Path(path)
         self.attributes: dict[str, Any]
@@ -84,6 +87,9 @@ class Run:
         Returns:
             The steps, int64 `[T]`; values and tolerances, float64 `[T, S]`; statuses, uint8 `[T, S]`,
             codes into `STATUSES`. Column s is `series[s]`.
+
+        Raises:
+            RunFileError: if the file can no longer be read.
         """
 
         def stored(file: Any, done: Committed) -> list[Any]:
@@ -133,6 +139,9 @@ class Run:
 
         Returns:
             `step`, then one float64 column for each name; NaN where a name was not logged at a step.
+
+        Raises:
+            RunFileError: if the file can no longer be read.
         """
 
         def rows(file: Any, done: Committed) -> list[tuple[int, str, float]]:

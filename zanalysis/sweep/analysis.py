@@ -89,6 +89,10 @@ def analyze(
         else the last number in its name, else its position. A checkpoint that cannot be read, among others
         that can, has rows with an empty layer and the status ``error``.
 
+    Raises:
+        InputError: if an argument is unknown, or options do not go together; before anything is measured.
+        CheckpointError: if there is no checkpoint, or the only one cannot be read.
+
     Example:
         >>> import tempfile, torch, zanalysis as za
         >>> with tempfile.TemporaryDirectory() as folder:

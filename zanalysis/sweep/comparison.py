@@ -56,6 +56,10 @@ def compare(
         The columns of `analyze`: the rows of a, then those of b, and among the latter those of the change
         `b − a`, under the reference `init`. `side_by_side` lays them out layer by layer.
 
+    Raises:
+        InputError: if an argument is unknown, or no layer is in both.
+        CheckpointError: if a checkpoint cannot be read.
+
     Example:
         >>> import tempfile, torch, zanalysis as za
         >>> with tempfile.TemporaryDirectory() as folder:

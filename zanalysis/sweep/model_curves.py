@@ -78,6 +78,10 @@ def curves(
         rank_out and rank_in (of Tucker), parameters (entries kept, or numbers in core and factors), error
         (relative, of the kernel), score and status; NaN where a column does not apply. A curve that fails is one
         row with the status ``error``.
+
+    Raises:
+        InputError: if an argument is unknown, or the model cannot be built or scored.
+        CheckpointError: if a checkpoint cannot be read, or does not fit the model.
     """
     sweep = Curves(
         paths,
