@@ -114,6 +114,9 @@ def nonfinite(layers: Selection = None, *, on_alert: OnAlert | None = None) -> A
     Returns:
         The alert. It looks at every tensor and metric that is recorded.
 
+    Raises:
+        InputError: if no layer has a name that is given, when the tracker is made.
+
     Example:
         >>> nonfinite().name
         'nonfinite'
@@ -214,6 +217,9 @@ def stable_rank_above(
 
     Returns:
         The alert; ``value("stable_rank", above=bound, reference=None)``.
+
+    Raises:
+        InputError: if the bound is no number; where no stable rank is recorded, when the tracker is made.
 
     Example:
         >>> stable_rank_above(8).name

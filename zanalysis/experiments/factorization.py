@@ -154,7 +154,7 @@ def initial_factors(system: Factorization) -> list[Array]:
         system: what is learned.
 
     Returns:
-        The factors, `W_1` first.
+        The factors, `W_1` `[width, columns]` first, the last `[rows, width]`; float64.
 
     Raises:
         InputError: if the start is unknown, or the depth no whole number of 1 or more.
@@ -219,6 +219,9 @@ def descend(system: Factorization, recorded: Callable[[int], bool]) -> Descent:
 
     Returns:
         The record.
+
+    Raises:
+        InputError: if the start is unknown, or the depth no whole number of 1 or more.
     """
     factors = initial_factors(system)
     steps, kept = [0], [tuple(factors)]
@@ -257,6 +260,9 @@ def train(
 
     Returns:
         The path.
+
+    Raises:
+        InputError: if the start is unknown, or the depth no whole number of 1 or more.
     """
     factors = [torch.from_numpy(factor) for factor in initial_factors(system)]
     layers = [nn.Linear(f.shape[1], f.shape[0], bias=False, dtype=torch.float64) for f in factors]

@@ -55,7 +55,7 @@ def figure_2(
         axes: twice as many as matrices, the upper ones first; a new figure if None.
 
     Returns:
-        The Axes, row by row.
+        The Axes, row by row; each shows one matrix `[rows, columns]`.
 
     Raises:
         InputError: if there is no matrix, only one step, or the two ends do not fit each other.

@@ -46,6 +46,9 @@ def fixup_(
 
     Returns:
         A report.
+
+    Raises:
+        InputError: if no layer has a name that is given, or a parameter cannot be filled.
     """
     parts, assumed = survey(model, attention)
     branches = find_branches(model, last)
@@ -100,6 +103,9 @@ def rezero_(
 
     Returns:
         A report.
+
+    Raises:
+        InputError: if the model has no scalar multiplier, or a parameter cannot be filled.
     """
     return _scaled(model, "ReZero", 0.0, None, mode, attention, generator)
 

@@ -1,4 +1,8 @@
-"""Learning from zero weights: zeroed layers, and the noise that lets an all-zero network begin."""
+"""Learning from zero weights: zeroed layers, and the noise that lets an all-zero network begin.
+
+Source: Seo, "Deep Learning with Zero Initialization: Revisiting Symmetry Breaking and Gradient Flow", preprint, and its
+published code.
+"""
 
 from torch import Generator, nn
 
@@ -24,6 +28,9 @@ def zeros_(model: nn.Module, layers: Layers = None, *, weights_only: bool = Fals
 
     Returns:
         A report of what was set.
+
+    Raises:
+        InputError: if no layer has a name that is given, or a parameter cannot be filled.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -55,6 +62,9 @@ def all_constant_(model: nn.Module, *, generator: Generator | None = None) -> Re
 
     Returns:
         A report.
+
+    Raises:
+        InputError: if a parameter cannot be filled, as on the meta device.
     """
     return _silent(model, "all-constant", False, generator)
 
@@ -71,6 +81,9 @@ def all_zero_(model: nn.Module, *, generator: Generator | None = None) -> Report
 
     Returns:
         A report.
+
+    Raises:
+        InputError: if a parameter cannot be filled, as on the meta device.
     """
     return _silent(model, "all-zero", True, generator)
 
