@@ -63,7 +63,9 @@ def train(
     if ended is not None:
         return ended
     resuming.check_run(files, settings)
-    saved = resuming.take_up(files, settings) if files.run.exists() else None
+    saved = resuming.take_up(files, settings)
+    if not files.run.exists():
+        saved = None
     with isolated(job):
         feed = feed_of(job)
         training = _Training(job, files, prepared(job), feed, progress, checkpoint_seconds)
