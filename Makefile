@@ -21,6 +21,11 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
+# Frameworks that only the slow tests train with.
+$(STAMP)-integrations: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,integrations]'
+	@touch $@
+
 setup: $(STAMP)  ## make .venv/ with everything in it
 
 demo: $(STAMP)  ## train the networks of Figure 3, and judge Theorem 1
@@ -30,7 +35,7 @@ demo: $(STAMP)  ## train the networks of Figure 3, and judge Theorem 1
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
-test-slow: $(STAMP)  ## run the slow tests
+test-slow: $(STAMP)-integrations  ## run the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m 'slow and not cuda'
 
 lint: $(STAMP)  ## check style and types
@@ -45,9 +50,17 @@ format: $(STAMP)  ## mend style
 bench: $(STAMP)  ## measure speed, as ratios side by side
 	$(BIN)/python -m benchmarks
 
-notebooks: $(STAMP)  ## execute the notebooks, on the run files of `make demo`
+# From the committed results, and run files that are made first; what has finished before is used again.
+EXPERIMENT := $(BIN)/zanalysis experiment
+notebooks: $(STAMP)  ## execute the notebooks, on run files that are trained first
 	test -d runs/theorem1 || $(MAKE) demo
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	export OMP_NUM_THREADS=1; \
+	$(EXPERIMENT) figure-6 --scale small --only zero --quiet > /dev/null & one=$$!; \
+	$(EXPERIMENT) figure-6 --scale small --only kaiming --quiet > /dev/null && wait $$one
+	$(EXPERIMENT) figure-6 --scale small
+	$(EXPERIMENT) zero-weights/cnn-mnist --scale small --seeds 1
+	$(EXPERIMENT) zero-weights/mixer-all-constant --scale small --only all-constant
+	$(BIN)/python notebooks/execute.py
 
 docs: $(STAMP)  ## build the site into docs/_build/html, warnings as errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html

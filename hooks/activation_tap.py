@@ -134,8 +134,6 @@ class ActivationTap:
                 if owner is not before:
                     handle.remove()
                     self._install(layer, owner)
-                    text = f"another module is in the place of {layer.name}; it is followed from now on"
-                    self._note("replaced", layer.name, text, layer.name)
 
     def begin(self, tensors: frozenset[str]) -> None:
         """Listen for the outputs of the step that begins.

@@ -15,11 +15,12 @@ from torch.optim import Optimizer
 from hooks.account import Account
 from hooks.arguments import checked_attributes, checked_path
 from hooks.journal import Journal
-from hooks.layers import Layer
+from hooks.layers import Layer, Root, select_layers
 from hooks.schedules import Schedule
 from hooks.staging import OnFull, StagedWriter
 from hooks.structure import describe_layers, describe_model, describe_optimizer, resumed, versions
-from hooks.taps import Taps
+from hooks.taps import Taps, unwrapped
+from zanalysis.errors import InputError
 from zanalysis.runfile import RunWriter
 
 __all__ = ["Attachment", "described", "staged"]
@@ -106,16 +107,26 @@ class Attachment:
     _journal: Journal
     _account: Account
     _finalizer: "weakref.finalize[[Journal, Account], Any]"
+    _layers: Sequence[Layer]
+    _shared = False
     _open = True
 
-    def _live(self, taps: Taps, complete: Callable[[Journal, Account], None] | None = None) -> None:
+    def _live(
+        self,
+        taps: Taps,
+        layers: Sequence[Layer],
+        shared: bool,
+        complete: Callable[[Journal, Account], None] | None = None,
+    ) -> None:
         """Begin.
 
         Args:
             taps: what is installed.
+            layers: the recorded layers.
+            shared: whether several processes hold the model.
             complete: writes the last of the record and closes it; the account and no more, if None.
         """
-        self._taps = taps
+        self._taps, self._layers, self._shared = taps, layers, shared
         # Runs at the latest when the interpreter ends. What is installed outlives an attachment that nobody kept.
         self._finalizer = weakref.finalize(taps, complete or _complete, self._journal, self._account)
         # Ahead of what h5py does then, in this thread, while the other may still write: last in is first out,
@@ -127,6 +138,85 @@ class Attachment:
         """Count a completed step, and record it if it is due. For a loop without a torch optimizer."""
         if self._open:
             self._taps.count()
+
+    @property
+    def completed(self) -> int:
+        """How many optimizer steps are complete: the step that `log` writes at."""
+        return self._taps.step
+
+    def watch(self, model: nn.Module | None = None, *, optimizer: Any = None) -> None:
+        """Go on with what the training goes on with: another optimizer, another model, or a part that was swapped.
+
+        What is in the place of a layer counts, so that a swapped layer is found by itself at the next record
+        (see `hooks.changes` for what becomes of its numbers); with the model, or the part of it, given here it is
+        found at once. An optimizer that is replaced has to be given, or its steps are not seen. Like every call
+        behind construction this raises nothing: what cannot be followed is logged, and recorded as an event.
+
+        Args:
+            model: the model or a part of it that has changed; or another model, whose layers of the same names take
+                the place of those recorded. What it has besides is not recorded: the columns of a file are fixed.
+            optimizer: what the tracker takes: the new optimizers in the place of all former ones. The count of the
+                steps goes on, those of the first one are counted. An empty list: none, call `step`.
+
+        Example:
+            >>> from hooks import RankTracker, every
+            >>> model = torch.nn.Linear(4, 3)
+            >>> tracker = RankTracker(model, torch.optim.SGD(model.parameters()), schedule=every(1), metrics="rank")
+            >>> optimizer = torch.optim.AdamW(model.parameters())
+            >>> tracker.watch(optimizer=optimizer)
+            >>> model(torch.ones(4)).sum().backward()
+            >>> optimizer.step()
+            >>> tracker.close()
+            >>> tracker.table()["step"].tolist()
+            [0, 1]
+        """
+        if not self._open:
+            self._journal.say_once("closed watch", "watch() was called after the tracker was closed.")
+            return
+        try:
+            if optimizer is not None:
+                self._watch_optimizers(unwrapped(optimizer))
+            if model is not None:
+                self._watch_model(model)
+        except Exception as error:
+            self._journal.note(self._taps.step, "watch", repr(error), f"watch() changed nothing: {error}")
+
+    def _watch_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        self._taps.change_optimizers(optimizers)
+        names = ", ".join(type(one).__name__ for one in optimizers) or "none: step() counts"
+        text = f"the optimizers are others from step {self._taps.step} on: {names}"
+        self._journal.event(self._taps.step, "watch", text)
+
+    def _watch_model(self, model: nn.Module) -> None:
+        root = self._layers[0].root if self._layers else None
+        if root is None:
+            return
+        if not (isinstance(model, nn.Module) and any(one is model for one in root.model.modules())):
+            if self._shared:
+                raise InputError("several processes hold the model; attach to the other one anew.")
+            self._replace(root, model)
+        self._taps.look_again()
+
+    def _replace(self, root: Root, model: nn.Module) -> None:
+        found = {layer.name: layer for layer in select_layers(model)}
+        here = [layer for layer in self._layers if layer.name in found]
+        if not here:
+            raise InputError(
+                f"{type(model).__name__} has none of the recorded layers; pass the model or a part of it that has "
+                f"changed, or one that has some of {', '.join(layer.name for layer in self._layers[:5])}."
+            )
+        root.model = model
+        root.moved = {layer.path: found[layer.name].path for layer in here}
+        self._follow(model)
+        missing = [layer.name for layer in self._layers if layer.name not in found]
+        others = [name for name in found if name not in {layer.name for layer in self._layers}]
+        text = f"another model, {type(model).__name__}, is followed from step {self._taps.step} on"
+        text += f"; it has no {', '.join(missing)}" if missing else ""
+        text += f"; not recorded: {', '.join(others)}" if others else ""
+        self._journal.event(self._taps.step, "watch", text)
+
+    def _follow(self, model: nn.Module) -> None:
+        """Follow another model with what is not read from layers."""
 
     def log(self, /, **scalars: Any) -> None:
         """Record scalars of the user's own at the current step.
@@ -141,6 +231,11 @@ class Attachment:
             self._journal.say_once(
                 "closed", "log() was called after the tracker was closed; nothing was recorded."
             )
+
+    def flush(self) -> None:
+        """Wait until what was recorded and logged so far is safe from a kill."""
+        if self._open:
+            self._journal.flush()
 
     def close(self) -> None:
         """Detach from the model and the optimizers, and complete and close the file. Twice is harmless."""

@@ -183,6 +183,15 @@ class Beside:
         """Whether activations are those of a probe."""
         return self._settings.probe is not None
 
+    def follow(self, model: nn.Module) -> None:
+        """Run the probe through another model from now on.
+
+        Args:
+            model: the model.
+        """
+        if self._settings.probe is not None:
+            self._settings.probe.follow(model)
+
     @property
     def seen(self) -> set[str]:
         """The layers that the last run of the probe came by."""

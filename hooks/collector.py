@@ -14,6 +14,7 @@ from hooks.schedules import Schedule
 from hooks.staging import StagedWriter
 from hooks.taps import Taps
 from hooks.transfer import HostCopy, Transfer
+from zanalysis.errors import InputError
 from zanalysis.runfile import Kept, MemoryWriter, TensorKey
 from zanalysis.runfile.bits import bits_of, word_of
 
@@ -143,7 +144,7 @@ class Collector(Observer):
         if g is None:
             self._missing[place] = status
         else:
-            self._take(place, lambda: g.reshape(layer.shape))
+            self._take(place, lambda: _in_shape(g, layer))
 
     def completed(self, step: int) -> None:
         """Copy the weights, and pass the step on."""
@@ -160,7 +161,7 @@ class Collector(Observer):
             with self._account.timed("writing"), torch.no_grad():
                 for place in [place for place in self._keys if place[1] == "weight"]:
                     layer = self._layers[place[0]]
-                    self._take(place, lambda layer=layer: layer.read().reshape(layer.shape))  # type: ignore[misc]
+                    self._take(place, lambda layer=layer: _in_shape(layer.read(), layer))  # type: ignore[misc]
                 self._pass_on(step)
             self._journal.overhead(self._account)
         except Exception as error:
@@ -237,3 +238,12 @@ class Collector(Observer):
         self._copies.clear()
         self._missing.clear()
         self._dropped = False
+
+
+def _in_shape(tensor: Tensor, layer: Layer) -> Tensor:
+    # What is in its place now may have as many entries in another shape: no reshaping would tell.
+    if tuple(tensor.shape) not in (layer.shape, (*layer.shape, 1)):
+        raise InputError(
+            f"its shape is {list(tensor.shape)}, that of what is recorded {list(layer.shape)}; attach a new Recorder."
+        )
+    return tensor.reshape(layer.shape)

@@ -15,7 +15,25 @@ from zanalysis.analyzers.matrices import View, matricize
 from zanalysis.analyzers.naming import Selection, layer_name, plain, selected, written_out
 from zanalysis.errors import InputError
 
-__all__ = ["Layer", "Selection", "as_parameter", "layer_name", "select_layers", "tapped_layers"]
+__all__ = ["Layer", "Root", "Selection", "as_parameter", "layer_name", "select_layers", "tapped_layers"]
+
+
+class Root:
+    """The model that layers are read from. Another may take its place: all of its layers follow.
+
+    Attributes:
+        model: the model.
+        moved: the paths of modules that are elsewhere in this model than in the first one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Begin with a model.
+
+        Args:
+            model: the model.
+        """
+        self.model = model
+        self.moved: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -24,7 +42,7 @@ class Layer:
 
     Attributes:
         name: its qualified name less a final ``.weight`` and the prefixes that wrappers add.
-        model: the model it was chosen from.
+        root: the model that it is read from.
         path: where in the model the module is that it belongs to.
         attribute: its name there.
         matrices: the names of its matrices: its own, or `name[i]` where it holds several.
@@ -34,7 +52,7 @@ class Layer:
     """
 
     name: str
-    model: nn.Module = field(repr=False)
+    root: Root = field(repr=False)
     path: str
     attribute: str
     matrices: tuple[str, ...]
@@ -45,7 +63,7 @@ class Layer:
     @property
     def owner(self) -> nn.Module:
         """The module it belongs to: the one that is in that place now."""
-        return self.model.get_submodule(self.path)
+        return self.root.model.get_submodule(self.root.moved.get(self.path, self.path))
 
     @property
     def parameter(self) -> Tensor:
@@ -144,6 +162,7 @@ def tapped_layers(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _candidates(model: nn.Module, view: View, named: frozenset[str]) -> Iterator[Layer]:
+    root = Root(model)
     seen: set[int] = set()
     taken: set[str] = set()
     for prefix, module in model.named_modules():
@@ -167,7 +186,7 @@ def _candidates(model: nn.Module, view: View, named: frozenset[str]) -> Iterator
             names = (name,) if matrices.ndim == 2 else tuple(f"{name}[{i}]" for i in range(count))
             in_parts = is_distributed(parameter) and isinstance(parameter, nn.Parameter)
             yield Layer(
-                name, model, prefix, attribute, names, tuple(parameter.shape), parameter.dtype,
+                name, root, prefix, attribute, names, tuple(parameter.shape), parameter.dtype,
                 sharded=parameter if in_parts else None,
             )  # fmt: skip
 

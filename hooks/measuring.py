@@ -13,8 +13,9 @@ from zanalysis.analyzers.metrics import NONE, Key, Plan
 from zanalysis.analyzers.norms import SMALL
 from zanalysis.analyzers.small import stable_ranks
 from zanalysis.analyzers.statuses import CODES
+from zanalysis.errors import InputError
 
-__all__ = ["Measured", "OnError", "groups_of", "measure"]
+__all__ = ["Measured", "OnError", "groups_of", "matrix_shape", "measure"]
 
 STABLE_RANKS = "stable ranks"
 OnError = Callable[[Layer, Key, Exception], None]
@@ -47,7 +48,7 @@ def groups_of(layers: Sequence[Layer], view: View, plan: Plan | None = None) -> 
     groups: dict[Any, list[Layer]] = {}
     for layer in layers:
         key: Any = layer.name
-        if not callable(view) and len(layer.matrices) == 1 and min(_matrix_shape(layer, view)) <= SMALL:
+        if not callable(view) and len(layer.matrices) == 1 and min(matrix_shape(layer, view)) <= SMALL:
             if plan is not None and _only_stable_ranks(plan) and layer.dtype.itemsize <= 4:
                 key = STABLE_RANKS
             elif len(layer.shape) == 2:
@@ -56,7 +57,16 @@ def groups_of(layers: Sequence[Layer], view: View, plan: Plan | None = None) -> 
     return list(groups.values())
 
 
-def _matrix_shape(layer: Layer, view: View) -> tuple[int, int]:
+def matrix_shape(layer: Layer, view: View) -> tuple[int, int]:
+    """Return the shape of a layer's matrices.
+
+    Args:
+        layer: the layer.
+        view: how a kernel becomes a matrix.
+
+    Returns:
+        Rows and columns.
+    """
     meta = torch.empty(layer.shape, device="meta")
     shape = matricize(meta.unsqueeze(-1) if meta.ndim == 3 else meta, view).shape
     return shape[-2], shape[-1]
@@ -157,8 +167,13 @@ def _measured(
 ) -> Measured:
     count = len(layer.matrices)
     try:
+        tensor = layer.read()
+        if tensor.ndim == 2 < len(layer.shape) and count > 1:
+            raise InputError(
+                f"its shape is {list(tensor.shape)}, but {list(layer.shape)} held {count} matrices."
+            )
         measurements, spectra = plan.evaluate(
-            layer.read(),
+            tensor,
             references[layer.name],
             view,
             lambda key, error: on_error(layer, key, error),

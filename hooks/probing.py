@@ -94,8 +94,7 @@ class Probe:
         """
         self.model = unwrapped_model(model)
         self._layers = tuple(layers)
-        held = [*self.model.parameters(), *self.model.buffers()]
-        self._device = held[0].device if held else torch.device("cpu")
+        self._device, self._dtype = _kind(self.model)
         if not isinstance(batch, Tensor | tuple | list | Mapping) or not list(_tensors(batch)):
             raise InputError(
                 f"got probe = {_shown(batch)}, expected the inputs of the model: a tensor, a tuple of "
@@ -103,6 +102,8 @@ class Probe:
             )
         self._batch = _copied(batch, self._device)
         self.seen: set[str] = set()
+        # Whether the batch is of the dtype that the model computes in: then it goes with the model's.
+        self._casts = any(tensor.dtype is self._dtype for tensor in _tensors(self._batch))
         try:
             self.run(lambda layer, z: None)
         except Exception as error:
@@ -136,6 +137,7 @@ class Probe:
                 the forward pass: to be reduced or copied before it returns. A layer that is used several
                 times comes several times; `seen` says which came.
         """
+        self.follow()
         owners = {layer.name: layer.owner for layer in self._layers}
         by_name = {layer.name: layer for layer in self._layers}
         self.seen = set()
@@ -155,6 +157,21 @@ class Probe:
                 self.model(*batch)
             else:
                 self.model(batch)
+
+    def follow(self, model: nn.Module | None = None) -> None:
+        """Bring the batch to where the model is now, and to the dtype that it was cast to.
+
+        Args:
+            model: another model from now on; the same if None.
+        """
+        if model is not None:
+            self.model = unwrapped_model(model)
+        device, dtype = _kind(self.model)
+        if device != self._device:
+            self._batch = _copied(self._batch, device)
+        if dtype is not self._dtype and self._casts and dtype is not None:
+            self._batch = _cast(self._batch, self._dtype, dtype)
+        self._device, self._dtype = device, dtype
 
     @contextmanager
     def unnoticed(self) -> Iterator[None]:
@@ -220,11 +237,11 @@ class Jacobians:
                 f"the probe is of dtype {x.dtype}, by which nothing can be differentiated; name the layer to start "
                 "from, such as the embedding, with jacobian={'source': …}."
             )
-        self._probe, self._x, self._k = probe, x[:count], k
+        self._probe, self._count, self._k = probe, len(x[:count]), k
         self._source: str | None = source
         self._target: str | None = given.get("target")
-        self.options = {"samples": len(self._x), "source": source, "target": self._target}
-        names = [f"model[{i}]" for i in range(len(self._x))]
+        self.options = {"samples": self._count, "source": source, "target": self._target}
+        names = [f"model[{i}]" for i in range(self._count)]
         self.series = tuple(Series(name, JACOBIAN, NONE, NONE, "spectral_norm") for name in names)
         self.spectra = tuple(SpectrumKey(name, JACOBIAN, NONE) for name in names)
 
@@ -235,10 +252,13 @@ class Jacobians:
             Value, tolerance (NaN) and status code for each of `series`, and the values for each of `spectra`:
             `[samples, at most k]`, descending.
         """
+        self._probe.follow()
+        x = self._probe.samples
+        assert x is not None
         with self._probe.unnoticed():
             reading = jacobian_reading(
                 self._probe.model,
-                self._x.clone(),
+                x[: self._count].clone(),
                 k=self._k,
                 source=self._source,
                 target=self._target,
@@ -259,13 +279,28 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
         yield batch
 
 
+def _kind(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    # Where a model is, and the dtype of its first floating parameter.
+    held = [*model.parameters(), *model.buffers()]
+    floating = [tensor.dtype for tensor in held if tensor.is_floating_point()]
+    return held[0].device if held else torch.device("cpu"), floating[0] if floating else None
+
+
+def _cast(batch: Any, before: torch.dtype | None, now: torch.dtype) -> Any:
+    return _mapped(batch, lambda tensor: tensor.to(now) if tensor.dtype is before else tensor)
+
+
 def _copied(batch: Any, device: torch.device) -> Any:
+    return _mapped(batch, lambda tensor: tensor.detach().to(device, copy=True))
+
+
+def _mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Tensor):
-        return batch.detach().to(device, copy=True)
+        return change(batch)
     if isinstance(batch, Mapping):
-        return {name: _copied(item, device) for name, item in batch.items()}
+        return {name: _mapped(item, change) for name, item in batch.items()}
     if isinstance(batch, list | tuple):
-        items = [_copied(item, device) for item in batch]
+        items = [_mapped(item, change) for item in batch]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     return batch
 

@@ -172,7 +172,7 @@ class Recorder(Attachment):
             else:
                 taps = _together(team, attach if team.leader else stand_by, undo)
             undo.pop_all()
-        self._live(taps)
+        self._live(taps, chosen, team is not None)
 
     @property
     def tensors(self) -> "list[RecordedTensor]":

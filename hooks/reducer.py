@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from hooks.account import HOOKS, SHARED, WRITING, Account
 from hooks.agenda import Agenda
+from hooks.audience import Audience
 from hooks.beside import Beside
 from hooks.budget import Budget
 from hooks.columns import OF_MODULES, Columns, Numbers, Place
@@ -25,11 +26,9 @@ from zanalysis.analyzers.activations import as_samples, layout_of
 from zanalysis.analyzers.lanczos import WarmStart
 from zanalysis.analyzers.matrices import Reference, View
 from zanalysis.analyzers.metrics import NONE, Key, Plan
-from zanalysis.analyzers.statuses import STATUSES
 
-__all__ = ["OnRecord", "Reducer", "samples_of"]
+__all__ = ["Reducer", "samples_of"]
 
-OnRecord = Callable[[int, list[dict[str, Any]]], None]
 Spanned = Callable[[str, str, Tensor | Exception], None]
 
 HELD_BYTES = 64 << 20
@@ -66,7 +65,13 @@ def samples_of(layer: Layer, z: Tensor) -> Tensor:
 
 
 class Reducer(Observer):
-    """Measures the tensors of the layers at the steps that are due."""
+    """Measures the tensors of the layers at the steps that are due.
+
+    Attributes:
+        recorded: the last step that was recorded; None before the first.
+    """
+
+    recorded: int | None = None
 
     def __init__(
         self,
@@ -80,7 +85,7 @@ class Reducer(Observer):
         journal: Journal,
         account: Account,
         budget: Budget | None = None,
-        on_record: OnRecord | None = None,
+        audience: Audience | None = None,
     ) -> None:
         """Prepare to measure.
 
@@ -95,7 +100,7 @@ class Reducer(Observer):
             journal: where the numbers go.
             account: of the time.
             budget: is told of each record.
-            on_record: called with the step and the rows of each record.
+            audience: told of each record.
         """
         self._taps: weakref.ref[Taps] | None = None
         self._by_name = {layer.name: layer for layer in layers}
@@ -109,7 +114,7 @@ class Reducer(Observer):
         self._budget = budget
         self._journal = journal
         self._account = account
-        self._on_record = on_record
+        self._audience = audience if audience is not None and audience.listens else None
         self._deferred = self._deferrable(layers)
         self._groups = self._grouped(layers)
         self._warm = {tensor: {layer.name: WarmStart() for layer in layers} for tensor in plans}
@@ -212,7 +217,7 @@ class Reducer(Observer):
     def _hold(self, place: Place, layer: Layer, tensor: Tensor) -> None:
         self._held[place] = _Held(
             layer.name,
-            layer.model,
+            layer.root,
             layer.path,
             layer.attribute,
             layer.matrices if place.tensor == "gradient" else (layer.name,),
@@ -279,17 +284,19 @@ class Reducer(Observer):
                 arrived = self._launched()
                 measured, absent = self._measured | self._weights(), self._absent()
                 # What was launched is waited for by the thread that writes, where there is one.
-                later = arrived is not None and self._on_record is None and self._journal.takes_later
+                later = arrived is not None and self._audience is None and self._journal.takes_later
                 if arrived is not None and not later:
                     measured |= _weights_of(arrived())
                 known = None if later else self._columns.numbers(measured, absent, *beside)
-            with self._account.timed(WRITING), preserved_rng(self._on_record is not None):
+            with self._account.timed(WRITING), preserved_rng(self._audience is not None):
                 if arrived is not None and known is None:
                     self._journal.append_later(step, partial(self._late, measured, absent, beside, arrived))
                 elif known is not None:
                     self._journal.writer.append(step, *known)
-                    self._tell(step, known)
+                    if self._audience is not None:
+                        self._audience.tell(step, known, self._journal)
             self._journal.overhead(self._account)
+            self.recorded = step
         except Exception as error:
             self._journal.note(step, "record", "record", f"step {step} could not be recorded: {error!r}")
         finally:
@@ -366,26 +373,6 @@ class Reducer(Observer):
         of = "" if tensor == "weight" else f"the {tensor.replace('_', ' ')} of "
         text = f"{key.metric} (reference {key.reference}) of {of}{layer.name}: {error}"
         self._journal.note(self._step, "error", f"{layer.name}/{tensor}/{key}", text, layer.name)
-
-    def _tell(self, step: int, numbers: Numbers) -> None:
-        if self._on_record is None:
-            return
-        rows = [
-            {
-                "step": step,
-                **series._asdict(),
-                "value": float(value),
-                "tolerance": float(tolerance),
-                "status": STATUSES[code],
-            }
-            for series, value, tolerance, code in zip(
-                self._columns.series, numbers.value, numbers.tolerance, numbers.status, strict=True
-            )
-        ]
-        try:
-            self._on_record(step, rows)
-        except Exception as error:
-            self._journal.note(step, "on_record", "on_record", f"on_record failed: {error!r}")
 
     def release(self) -> None:
         """Free what waits for a record that will not come."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hooks.activation_tap import ActivationTap, capturing
+from hooks.changes import Changes, Remark
 from hooks.gradients import Found, gradient_of, parameters_of
 from hooks.guards import cpu_by_default
 from hooks.layers import Layer
@@ -25,13 +26,14 @@ UNSEEN = (
     "no output of {names} was seen at step {step}, though the weight has a gradient: its module was compiled before "
     "the tracker was attached or with fullgraph=True, or lends its weight without being called"
 )
+UNTRAINED = "; no optimizer that is followed trains it: pass the one that does to watch(optimizer=…)"
 
 
 class Taps:
     """Everything installed on a model and its optimizers. Counts the steps. Leaves no trace when removed.
 
     Attributes:
-        model: the model.
+        model: the model that they were installed on.
         step: completed optimizer steps. The first optimizer counts them.
     """
 
@@ -64,9 +66,11 @@ class Taps:
         self._open = True
         self._told: set[str] = set()
         self._activations: ActivationTap | None = None
+        self._changes = Changes(layers)
+        self._on_optimizers = ExitStack()
         with ExitStack() as undo:
-            for optimizer in self._optimizers:
-                undo.callback(StepTap(optimizer, self._is_due, self._ready, self._stepped).remove)
+            self._on_optimizers = self._tapped(self._optimizers)
+            undo.callback(self._on_optimizers.close)
             if self._tensors & {"activation", "activation_gradient"}:
                 self._activations = ActivationTap(
                     layers,
@@ -78,6 +82,40 @@ class Taps:
                 undo.callback(self._activations.remove)
             self._installed = undo.pop_all()
         self._begin()
+
+    def _tapped(self, optimizers: Iterable[Optimizer]) -> ExitStack:
+        with ExitStack() as undo:
+            for optimizer in optimizers:
+                undo.callback(StepTap(optimizer, self._is_due, self._ready, self._stepped).remove)
+            return undo.pop_all()
+
+    def change_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        """Follow other optimizers in the place of those before; the count of the steps goes on.
+
+        Args:
+            optimizers: whose steps are observed from now on.
+        """
+        before, self._on_optimizers = self._on_optimizers, self._tapped(optimizers)
+        self._optimizers = tuple(optimizers)
+        before.close()
+
+    def look_again(self) -> None:
+        """Follow what is in the place of the layers now, and say what has changed; it does not raise."""
+        if self._activations is not None:
+            self._guarded(self._activations.follow)()
+        self._guarded(self._say_changes)()
+
+    def _say_changes(self) -> None:
+        for remark in self._changes.look(self.step):
+            text = remark.text + (UNTRAINED if self._is_untrained(remark) else "")
+            self._note(remark.kind, f"{self.step}/{remark.text}", text, remark.layer)
+
+    def _is_untrained(self, remark: Remark) -> bool:
+        if remark.kind != "replaced" or not self._optimizers:
+            return False
+        trained = next(layer.trained for layer in self._layers if layer.name == remark.layer)
+        known = set().union(*map(parameters_of, self._optimizers))
+        return trained is not None and trained.requires_grad and id(trained) not in known
 
     def called(self, layer: Layer) -> bool:
         """Return whether the layer's module was called in the step that is being completed.
@@ -100,6 +138,7 @@ class Taps:
         """Remove everything; twice is harmless."""
         self._open = False
         self._due = NOTHING
+        self._on_optimizers.close()
         self._installed.close()
 
     def _is_due(self) -> bool:
@@ -171,6 +210,7 @@ class Taps:
                 self._activations.listening = False
                 self._guarded(self._say_unseen)(self._activations)
             self._due = NOTHING
+            self._guarded(self._say_changes)()
             self._guarded(torch.no_grad()(self._observer.completed))(self.step)
         self._begin()
 

@@ -11,8 +11,10 @@ from torch import nn
 
 from hooks.account import Account, account_of
 from hooks.agenda import Agenda
+from hooks.alerting import OnAlert
 from hooks.arguments import check_settings, checked_path, checked_tensors
 from hooks.attachment import Attachment, described, staged
+from hooks.audience import Audience, OnRecord, checked_alerts, checked_callback, recorded_of
 from hooks.beside import Beside, settings_of
 from hooks.budget import Budget, Due, checked_budget, own_answer
 from hooks.columns import Columns, plans_of
@@ -21,14 +23,13 @@ from hooks.guards import cpu_by_default
 from hooks.journal import Journal
 from hooks.layers import Selection, select_layers
 from hooks.probing import JacobianOptions
-from hooks.reducer import OnRecord, Reducer
+from hooks.reducer import Reducer
 from hooks.references import Initials, named_references, reference_of, take_up_initial
 from hooks.schedules import Schedule, every
 from hooks.staging import OnFull
 from hooks.taps import Taps, unwrapped
 from zanalysis.analyzers.matrices import View
 from zanalysis.analyzers.metrics import UserMetric, checked_metrics, checked_tolerances
-from zanalysis.errors import NotBuiltYetError
 from zanalysis.runfile import Initial, MemoryWriter, RunWriter
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class RankTracker(Attachment):
       activation: no backward reached it.
     - The metrics, spectra and tolerances are those of weights. References apply to weights alone, as does
       `identity_scale`; `zero_gradient`, 1 where a gradient is exactly zero, is one of gradients.
+
+    Two networks that train each other are two trackers with two files. What moves while they train, an optimizer that
+    is replaced, a layer that is swapped, a model that is cast or moved, is followed: see `watch` and `hooks.changes`.
 
     A model that several processes hold (`DistributedDataParallel`, FSDP2, tensor parallelism) is attached to
     in each of them, with the same arguments; one of them writes. See `hooks.distributed`.
@@ -96,6 +100,7 @@ class RankTracker(Attachment):
         budget: float | None = None,
         alerts: Sequence[Any] = (),
         on_record: OnRecord | None = None,
+        on_alert: OnAlert | None = None,
         spectrum_size: int = 16,
         attributes: Mapping[str, Any] | None = None,
         span_window: int = 1,
@@ -131,8 +136,11 @@ class RankTracker(Attachment):
                 counts it (``"drop"``).
             budget: the share of the time that recording may take, such as 0.02: due steps that would exceed it
                 are left out, and counted in an event. Step 0 is recorded all the same.
-            alerts: predicates over the table; not in this version.
-            on_record: called with the step and the rows of each record.
+            alerts: predicates over the table of the newest record, and those of `hooks.alerts`: logged,
+                recorded as events and given to `on_alert`; they stop nothing.
+            on_record: called with the step and the rows of each record, in the loop; recorded spectra are in their
+                attribute `spectra`. With it, or with alerts, a GPU is waited for.
+            on_alert: called with each `hooks.alerts.Alarm`, in the loop.
             spectrum_size: how many singular values a recorded spectrum keeps.
             attributes: facts of the user's own, stored with the run as JSON.
             span_window: how many steps, up to the recorded one, a ``"span_dimension"`` is of.
@@ -145,13 +153,13 @@ class RankTracker(Attachment):
         Raises:
             InputError: if an argument is not what was expected.
             RunFileError: if the file cannot be written.
-            NotBuiltYetError: if an option is asked for that this version does not have.
         """
-        if alerts:
-            raise NotBuiltYetError("RankTracker(alerts=…)")
         followed = checked_tensors(tensors)
         check_settings(schedule, start, spectrum_size, on_full, flush_seconds)
         schedule = every(50) if schedule is None else schedule
+        watched = checked_alerts(alerts)
+        checked_callback("on_record", on_record)
+        checked_callback("on_alert", on_alert)
         check_supported(model, followed)
         reshard(model)
         chosen = select_layers(model, layers, view)
@@ -193,6 +201,8 @@ class RankTracker(Attachment):
         agenda = Agenda(due, settings.window, start)
         beside = Beside(chosen, settings, agenda, self._account, spectrum_size, exchange)
         self._columns = Columns(chosen, plans, spectrum_size, beside.series, beside.spectra)
+        known = recorded_of(self._columns, chosen, view) if watched else None
+        audience = Audience(self._columns, on_record, watched, known, on_alert)
         facts = described(
             model, chosen, optimizers, schedule, start, attributes,
             metrics=list(dict.fromkeys(series.metric for series in self._columns.series)),
@@ -262,7 +272,7 @@ class RankTracker(Attachment):
                 self._journal,
                 self._account,
                 due.budget,
-                on_record,
+                audience,
             )
             if start == 0 or due.scheduled(start):
                 reducer.record(start)
@@ -271,7 +281,8 @@ class RankTracker(Attachment):
             reducer.listen_to(taps)
             self._reducer = reducer
             undo.pop_all()
-        self._live(taps, partial(_complete, due.budget))
+        self._beside = beside
+        self._live(taps, chosen, team is not None, partial(_complete, due.budget))
 
     def table(self) -> "pd.DataFrame":
         """Return every number recorded so far.
@@ -295,6 +306,14 @@ class RankTracker(Attachment):
             np.array([row[i] for row in rows]).reshape(len(rows), len(series)) for i in (1, 2, 3)
         )
         return scalar_table(series, steps, value, tolerance, status.astype(np.uint8))
+
+    @property
+    def recorded(self) -> int | None:
+        """The last step that was recorded, in completed optimizer steps; None where this process records none."""
+        return self._reducer.recorded
+
+    def _follow(self, model: nn.Module) -> None:
+        self._beside.follow(model)
 
     def _detached(self) -> None:
         self._reducer.release()

@@ -36,10 +36,30 @@ def test_each_library_stays_in_its_room(name):
     used = packages(ROOT / name)
     if not name.startswith("zanalysis/runfile/"):
         assert "h5py" not in used
-    if not name.startswith(("zanalysis/figures.py", "zanalysis/reporting/")):
+    if not name.startswith(("zanalysis/figures/", "zanalysis/reporting/")):
         assert not used & {"matplotlib", "seaborn", "plotly", "jinja2"}
+    if name != "zanalysis/watching/terminal.py":
+        assert not used & {"textual", "textual_plot"}
+    if name != "zanalysis/watching/web.py":
+        assert not used & {"bokeh", "tornado"}
+    if name != "zanalysis/labelled.py" and name != "zanalysis/runfile/reader.py":  # which names the type
+        assert "xarray" not in used
     if name.startswith("zanalysis/") and not name.startswith(("zanalysis/experiments/", "zanalysis/cli.py")):
         assert "hooks" not in used
+    if not name.startswith("hooks/integrations/"):
+        frameworks = {
+            "accelerate",
+            "lightning",
+            "mlflow",
+            "pytorch_lightning",
+            "tensorboard",
+            "transformers",
+            "wandb",
+        }
+        assert not used & frameworks
+        assert name == "zanalysis/runfile/tensorboard.py" or "torch.utils.tensorboard" not in imports(
+            ROOT / name
+        )
     if name.startswith("zanalysis/analyzers/"):
         assert not used & {"pandas", "h5py", "pathlib", "os", "io"}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from zanalysis.errors import InputError, ZAnalysisError
-from zanalysis.experiments import data
+from zanalysis.experiments.data import idx as data
 from zanalysis.experiments.data import load
 
 SHAPES = {
@@ -166,3 +166,29 @@ def test_real_mnist_has_717_pixels_that_are_ever_inked():
     loaded = load("mnist")
     assert loaded.train_images.shape == (60000, 28, 28)
     assert int(loaded.train_images.flatten(1).any(0).sum()) == 717
+
+
+def test_digits_keep_their_shades_in_both_splits_and_in_subsets():
+    from sklearn.datasets import load_digits
+
+    expected = torch.from_numpy(load_digits().images.astype(np.float32) / 16)
+    loaded = load("digits")
+    assert torch.equal(torch.cat([loaded.train_images, loaded.test_images]), expected)
+    assert torch.equal(loaded.test.batch([0, 359])[0][:, 0], expected[[1437, 1796]])
+    assert float(loaded.subset(test=10).test_images.max()) == 1.0
+
+
+def test_compressed_files_that_unpack_to_too_much_are_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_MOST_BYTES", 10_000)
+    for file, shape in SHAPES.items():
+        write_idx(tmp_path, file, shape, compressed=True)
+    (tmp_path / f"{IMAGES}.gz").write_bytes(gzip.compress(bytes(1 << 24)))
+    with pytest.raises(ZAnalysisError, match=rf"{IMAGES}\.gz holds more than 10000 bytes"):
+        load("mnist", tmp_path)
+
+
+def test_theorem_1_names_the_sets_that_it_is_for(tmp_path):
+    from zanalysis.experiments.verification import verify_and_draw
+
+    with pytest.raises(InputError, match=r"unknown data set 'cifar-10'.*nown: digits, mnist, fashion-mnist"):
+        verify_and_draw("cifar-10", out=tmp_path)

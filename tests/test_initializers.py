@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zanalysis import initializers as init
-from zanalysis.errors import InputError, NotBuiltYetError
+from zanalysis.errors import InputError
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
@@ -85,7 +85,7 @@ def test_perturbed_identity_is_its_mean_and_spread():
 
 def test_gi_initializations_of_figure_3():
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
-    assert init.gi_(model) is model
+    assert init.gi_(model).model is model
     assert all(torch.equal(m.weight, torch.eye(*m.weight.shape)) for m in model if isinstance(m, nn.Linear))
     assert all(not m.bias.any() for m in model if isinstance(m, nn.Linear))
     init.gi_(model, "hadamard")
@@ -106,11 +106,13 @@ def test_gi_refuses_what_it_is_not_defined_for(model, kind, says):
         init.gi_(model, kind)
 
 
-def test_unknown_normalization_and_whole_modules_are_refused():
+@pytest.mark.parametrize("fill", [init.hadamard_, init.zero_])
+@pytest.mark.parametrize(
+    "target", [torch.empty(4, 2), torch.empty(2, 4), nn.Linear(2, 2)], ids=["tall", "wide", "module"]
+)
+def test_unknown_normalizations_are_refused(fill, target):
     with pytest.raises(InputError, match="unknown normalization 'unit'"):
-        init.hadamard_(torch.empty(4, 2), "unit")
-    with pytest.raises(NotBuiltYetError, match="zero_"):
-        init.zero_(nn.Linear(2, 2))
+        fill(target, "unit")
 
 
 FILLS = {
@@ -128,17 +130,18 @@ FILLS = {
         (torch.ones(4, 2, dtype=torch.int64), "dtype torch.int64, expected a floating dtype"),
         (torch.ones(4, 2, dtype=torch.bool), "dtype torch.bool, expected a floating dtype"),
         (torch.ones(4, 2, dtype=torch.complex64), "dtype torch.complex64, expected a floating dtype"),
+        (torch.ones(4, 2).to(torch.float8_e4m3fn), "dtype torch.float8_e4m3fn, whose eight bits mean"),
         (torch.ones(1, 1).expand(3, 3), r"expanded tensor of shape \[3, 3\].*share memory"),
         (torch.ones(4, 1).expand(4, 2), "call .clone\\(\\) first"),
         ([[1.0]], "got list, expected a tensor to fill in place"),
     ],
-    ids=["integers", "truth values", "complex", "expanded", "expanded columns", "lists"],
+    ids=["integers", "truth values", "complex", "eight bits", "expanded", "expanded columns", "lists"],
 )
 def test_what_cannot_hold_the_result_is_refused_and_left_alone(name, tensor, says):
-    before = tensor.clone() if isinstance(tensor, torch.Tensor) else list(tensor)
+    before = tensor.clone() if isinstance(tensor, torch.Tensor) else torch.tensor(tensor)
     with pytest.raises(InputError, match=says):
         FILLS[name](tensor)
-    assert bool((torch.as_tensor(tensor) == torch.as_tensor(before)).all())
+    assert torch.equal(torch.as_tensor(tensor).to(torch.complex64), before.to(torch.complex64))
 
 
 @pytest.mark.parametrize("name", FILLS)

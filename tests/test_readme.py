@@ -11,7 +11,7 @@ README = Path(__file__).parent.parent / "README.md"
 def test_every_python_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 13
     names = {}
     for block in [blocks[0], *blocks]:  # what stands in a script is run more than once
         exec(compile(block, "README.md", "exec"), names)

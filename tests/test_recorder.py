@@ -207,8 +207,8 @@ def test_a_weight_that_changes_its_shape_is_an_error_of_its_own(tmp_path, record
         recorder.tensor("0", step=1)
     assert torch.equal(recorder.tensor("1", step=2), model[1].weight.detach())
     recorder.close()
-    assert open_run(tmp_path / "r.h5").events["kind"].tolist() == ["error"]
-    assert len(caplog.records) == 1
+    assert open_run(tmp_path / "r.h5").events["kind"].tolist() == ["replaced", "error"]
+    assert len(caplog.records) == 2
 
 
 # --- between the loop and the file ----------------------------------------------------------------------

@@ -29,7 +29,7 @@ def mlp(n_x=N_X, n_h=N_H, n_y=N_Y, activation=nn.ReLU, bias=False, dtype=torch.f
         activation(),
         nn.Linear(n_h, n_y, bias),
     ]
-    return initializers.gi_(nn.Sequential(*layers).to(dtype), kind)
+    return initializers.gi_(nn.Sequential(*layers).to(dtype), kind).model
 
 
 def trained(path, model, optimizer=None, steps=60, metrics=("support", "rank"), spoil=None, **settings):
@@ -235,7 +235,7 @@ def test_a_relu_missing_behind_one_weight_loosens_the_bound(tmp_path, missing):
 
 def test_two_linear_maps_in_a_row_reach_the_looser_bound(tmp_path):
     layers = [nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 12)]
-    model = initializers.gi_(nn.Sequential(*layers))
+    model = initializers.gi_(nn.Sequential(*layers)).model
     found = verdict(trained(tmp_path / "a.h5", model), "(ii)")
     assert (found.verdict, found.bound, found.measured) == ("holds", 12, 12)
 

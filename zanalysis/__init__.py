@@ -37,8 +37,8 @@ if TYPE_CHECKING:
         tucker_ranks,
     )
     from zanalysis.errors import ZAnalysisError
+    from zanalysis.labelled import to_xarray
     from zanalysis.reporting import report
-    from zanalysis.runfile.export import to_xarray
     from zanalysis.runfile.reader import Run, open_run
     from zanalysis.sweep import analyze, compare, curves
     from zanalysis.verify.glrl import verify_glrl
@@ -75,7 +75,7 @@ _HOME = {
     "stable_rank": "analyzers.spectrum",
     "status": "analyzers.spectrum",
     "support": "analyzers.spectrum",
-    "to_xarray": "runfile.export",
+    "to_xarray": "labelled",
     "tucker2": "analyzers.tucker",
     "tucker2_error_surface": "analyzers.tucker",
     "tucker_curve": "analyzers.tucker",

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from zanalysis import cli_offline
+from zanalysis import cli_experiment, cli_figure, cli_init, cli_offline, cli_verify, cli_watch
 from zanalysis._version import __version__
 from zanalysis.analyzers.naming import inert
 from zanalysis.errors import RunFileError, ZAnalysisError
@@ -44,6 +44,11 @@ app = typer.Typer(
 verify = typer.Typer(help="Judge a claim of the ZerO paper on real trainings.", no_args_is_help=True)
 app.add_typer(verify, name="verify")
 cli_offline.register(app)
+cli_init.register(app)
+cli_experiment.register(app)
+cli_watch.register(app)
+cli_figure.register(app)
+cli_verify.register(verify)
 
 _out = Console()
 _err = Console(stderr=True)

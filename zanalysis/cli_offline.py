@@ -203,13 +203,16 @@ def compare(
 def export(
     run: Annotated[Path, typer.Argument(help="a run file")],
     to: Annotated[
-        str, typer.Option(help="csv or parquet", autocompletion=_completing(("csv", "parquet")))
+        str,
+        typer.Option(
+            help="csv, parquet or tensorboard", autocompletion=_completing(("csv", "parquet", "tensorboard"))
+        ),
     ] = "csv",
     out: Annotated[Path | None, typer.Option(help="the folder to write into; else the run's own")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the tables of a run as files: scalars, logged, events, overhead, and spectra where there are some."""
+    """Write the tables of a run as files, scalars, logged, events, overhead and spectra; or for TensorBoard."""
     from zanalysis.runfile.export import export_tables
 
     with terminal.bar("writing tables", quiet):

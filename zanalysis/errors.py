@@ -6,7 +6,6 @@ from difflib import get_close_matches
 __all__ = [
     "CheckpointError",
     "InputError",
-    "NotBuiltYetError",
     "RunFileError",
     "ZAnalysisError",
     "did_you_mean",
@@ -27,21 +26,6 @@ class CheckpointError(InputError):
 
 class RunFileError(ZAnalysisError, OSError):
     """A run file is missing, foreign, damaged, in use or cannot be written."""
-
-
-class NotBuiltYetError(ZAnalysisError):
-    """A name of the public contract that this version does not carry out yet."""
-
-    def __init__(self, name: str) -> None:
-        """Say which name is meant.
-
-        Args:
-            name: the public name, as the user wrote it.
-        """
-        super().__init__(
-            f"{name} belongs to the public interface, but this version of zanalysis does not "
-            "carry it out yet; see CHANGELOG.md for what it has."
-        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

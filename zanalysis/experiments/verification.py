@@ -15,7 +15,7 @@ import torch
 from hooks.structure import versions
 from zanalysis.errors import InputError, RunFileError, ZAnalysisError, did_you_mean
 from zanalysis.experiments import theorem1
-from zanalysis.experiments.data import DATASETS, load
+from zanalysis.experiments.data import load
 from zanalysis.experiments.theorem1 import (
     PAPER_WIDTHS,
     RECORD_EVERY,
@@ -93,8 +93,8 @@ def verify_and_draw(
         ZAnalysisError: if the data cannot be had.
         RunFileError: if something cannot be written, or would have to be overwritten.
     """
-    if data not in DATASETS:
-        raise InputError(f"unknown data set {data!r}; {did_you_mean(data, DATASETS)}")
+    if data not in WIDTHS:
+        raise InputError(f"unknown data set {data!r}; {did_you_mean(data, WIDTHS)}")
     _check_settings(network, scale, seed)
     chosen = tuple(widths or (PAPER_WIDTHS if scale == "paper" and data != "digits" else WIDTHS[data]))
     cases(chosen)

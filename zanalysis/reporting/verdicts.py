@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from zanalysis.errors import NotBuiltYetError, ZAnalysisError
+from zanalysis.errors import ZAnalysisError
 from zanalysis.reporting.gathering import Record
 from zanalysis.runfile.reader import Run
 from zanalysis.verify.glrl import verify_glrl
@@ -49,11 +49,9 @@ def judge(record: Record) -> Judged:
             anywhere += other
     except Exception as error:  # a report of a strange record is still a report
         failures.append(_failure("Theorem 1", error))
-    if record.spectrum_keys:
+    if any(key.tensor == "weight" for key in record.spectrum_keys):
         try:
             on_run.append(verify_glrl(record.run))
-        except NotBuiltYetError:
-            pass
         except Exception as error:
             failures.append(_failure("greedy low-rank learning", error))
     return Judged(tuple(on_run), tuple(anywhere), tuple(failures), tuple(_bounds(on_run, record.run)))

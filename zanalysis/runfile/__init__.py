@@ -5,7 +5,16 @@ Schema version 1
 
 A run file is an HDF5 file in the latest format (superblock version 3), written in single-writer,
 multiple-reader mode (SWMR). It can be read by this package while it is being written, and after its
-writer was killed; once closed, by anything that reads HDF5.
+writer was killed; once closed, by anything that reads HDF5. It is written in the format of HDF5 1.10, so that tools
+built with that release or a later one read every dataset; and its dimension scales are those of netCDF-4, so that
+`xarray.open_dataset(path, group="scalars")` finds named dimensions and coordinates.
+
+A version number stands for what a reader may rely on. Datasets and attributes may be added within a version, and a
+reader ignores what it does not know; to remove one, or to change what it means, takes a new version. Every
+zanalysis reads all earlier versions, and refuses a later one by name; the tests keep a file of each.
+
+Every dataset has an attribute ``description``, but those under ``/tensors/data``, and one ``units`` where its
+numbers have a unit.
 
 Every dataset exists from the moment the file appears under its name, is chunked, and can grow along
 its first dimension: under SWMR nothing can be created, and small contiguous datasets are lost with a
@@ -43,9 +52,11 @@ Root attributes
     ``metric``          string `[S]`
     ``value``           float64 `[T, S]` NaN where undefined
     ``tolerance``       float64 `[T, S]` the τ in force, in the weight's own unit; NaN where there is none
-    ``status``          uint8 `[T, S]`   why a value is as it is; its attribute ``words`` names the codes
+    ``status``          uint8 `[T, S]`   why a value is as it is; its attribute ``words`` names the codes, as do
+                        ``flag_values`` and ``flag_meanings`` in the way of the CF conventions
 
 ``/spectra``  present where singular values are recorded; steps as in ``/scalars``
+    ``step``            the dataset of ``/scalars`` under a second name
     ``spectrum``        int32 `[R]`      0, 1, 2, …; dimension scale
     ``index``           int32 `[k]`      0 for the largest singular value; dimension scale
     ``layer``, ``tensor``, ``reference``  string `[R]`
@@ -79,7 +90,7 @@ Root attributes
                         recorded weights in all.
 
 ``/logged``  the user's own scalars, in the order of arrival
-    ``step``            int64 `[N]`
+    ``step``            int64 `[N]`      dimension scale; a step may stand here several times
     ``name``            int32 `[N]`      row of ``names``
     ``value``           float64 `[N]`
     ``names``           string `[M]`     never ``step``; a name too long for its field, or with zero
@@ -89,7 +100,7 @@ Root attributes
     What went wrong or deserves to be known; a text too long for its field ends in ``…``.
 
 ``/overhead``
-    ``part``            string `[P]`     the metrics by name, ``writing``, and what else costs time
+    ``part``            string `[P]`     the metrics by name, ``writing``, and what else costs time; dimension scale
     ``seconds``         float64 `[P]`    spent inside the training loop, so far
     ``elapsed``         float64 `[1]`    seconds since the tracker was attached, or the run was resumed
 

@@ -2,19 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zanalysis.errors import InputError, NotBuiltYetError, RunFileError, did_you_mean
+from zanalysis.errors import InputError, RunFileError, did_you_mean
 from zanalysis.runfile.reader import Run, open_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FORMATS", "export_tables", "tables_of", "to_xarray"]
+__all__ = ["FORMATS", "export_tables", "tables_of"]
 
-FORMATS = ("csv", "parquet")
+FORMATS = ("csv", "parquet", "tensorboard")
 
 
 def export_tables(
@@ -27,12 +27,13 @@ def export_tables(
 
     Args:
         run: an open run, or its path.
-        to: ``"csv"`` or ``"parquet"``.
+        to: ``"csv"``, ``"parquet"``, or ``"tensorboard"``: a folder of event files, see
+            `zanalysis.runfile.tensorboard`.
         out: the folder they are written into, made if it is missing; the run's own if None.
         overwrite: whether files that are there may be replaced.
 
     Returns:
-        The files written.
+        The files written, or the folder.
 
     Raises:
         InputError: if the format is unknown or its writer not installed, or a file is there already.
@@ -40,6 +41,10 @@ def export_tables(
     """
     if to not in FORMATS:
         raise InputError(f"unknown format {to!r}; {did_you_mean(to, FORMATS)}")
+    if to == "tensorboard":
+        from zanalysis.runfile.tensorboard import export_tensorboard
+
+        return [export_tensorboard(run, out, overwrite)]
     if to == "parquet":
         try:
             import pyarrow  # noqa: F401
@@ -116,15 +121,3 @@ def _spectra(run: Run) -> "pd.DataFrame | None":
         return None
     table = pd.concat(parts, ignore_index=True)
     return table.sort_values(["step", "layer", "tensor", "reference", "index"], ignore_index=True)
-
-
-def to_xarray(run: Run) -> Any:
-    """Return the run as an xarray dataset with named dimensions.
-
-    Args:
-        run: an open run.
-
-    Raises:
-        NotBuiltYetError: always, in this version.
-    """
-    raise NotBuiltYetError("to_xarray")

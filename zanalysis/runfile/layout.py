@@ -24,6 +24,8 @@ from zanalysis.runfile.schema import (
     strings,
 )
 
+WEIGHTS = "unit of the tensor"
+
 __all__ = ["check_same", "lay_out", "lay_out_initial", "lay_out_overhead", "same_initial"]
 
 
@@ -48,13 +50,15 @@ def lay_out(
     file.attrs["format"] = FORMAT
     file.attrs["schema_version"] = SCHEMA_VERSION
 
-    def dataset(name: str, data: npt.NDArray[Any], what: str, chunk: int | None = None) -> Any:
-        return _dataset(file, name, data, what, chunk)
+    def dataset(
+        name: str, data: npt.NDArray[Any], what: str, chunk: int | None = None, units: str = ""
+    ) -> Any:
+        return _dataset(file, name, data, what, chunk, units)
 
     text = np.frombuffer(json.dumps(attributes).encode(), dtype=np.uint8)
     dataset("attributes", text, "UTF-8 JSON: the model, the optimizer, the settings", max(1, len(text)))
     count = len(series)
-    step = dataset("scalars/step", np.empty(0, np.int64), "completed optimizer steps")
+    step = dataset("scalars/step", np.empty(0, np.int64), "completed optimizer steps", units="steps")
     step.make_scale("step")
     column = dataset("scalars/series", np.arange(count, dtype=np.int32), "one number followed over the steps")
     column.make_scale("series")
@@ -63,34 +67,46 @@ def lay_out(
             f"scalars/{field}", strings([getattr(s, field) for s in series]), f"{field} of a series"
         )
         made.dims[0].attach_scale(column)
-    for name, dtype, what in (
-        ("value", np.float64, "the number; NaN where undefined, see status"),
+    for name, dtype, what, units in (
+        ("value", np.float64, "the number; NaN where undefined, see status", "those of the metric"),
         (
             "tolerance",
             np.float64,
             "the threshold in force, in the unit of the weights; NaN where there is none",
+            WEIGHTS,
         ),
-        ("status", np.uint8, "how the value is to be read: index into the attribute words"),
+        ("status", np.uint8, "how the value is to be read: index into the attribute words", ""),
     ):
-        made = dataset(f"scalars/{name}", np.empty((0, count), dtype), what)
+        made = dataset(f"scalars/{name}", np.empty((0, count), dtype), what, units=units)
         made.dims[0].attach_scale(step)
         made.dims[1].attach_scale(column)
-    file["scalars/status"].attrs["words"] = list(STATUSES)
+        made.attrs["coordinates"] = " ".join(Series._fields)  # as the CF conventions name them, for xarray
+    status = file["scalars/status"].attrs
+    status["words"] = list(STATUSES)
+    status["flag_values"] = np.arange(len(STATUSES), dtype=np.uint8)
+    status["flag_meanings"] = " ".join(STATUSES)
     if spectra:
         _lay_out_spectra(file, dataset, spectra, k, step)
-    dataset("logged/step", np.empty(0, np.int64), "completed optimizer steps")
-    dataset("logged/name", np.empty(0, np.int32), "row of names")
-    dataset("logged/value", np.empty(0, np.float64), "the user's own scalar")
-    dataset(
-        "logged/names", np.empty(0, h5py.string_dtype("utf-8", NAME_BYTES)), "names of the user's scalars", 16
-    )
+    _lay_out_logged(dataset)
     dataset("events", np.empty(0, EVENT), "what went wrong or deserves to be known", 16)
     lay_out_overhead(file, parts)
     what = "complete steps, logged scalars, their names, events; bytes of the file by then"
     dataset("committed", np.zeros(5, np.int64), what, 5)
 
 
-def _dataset(file: Any, name: str, data: npt.NDArray[Any], what: str, chunk: int | None = None) -> Any:
+def _lay_out_logged(dataset: Any) -> None:
+    arrival = dataset("logged/step", np.empty(0, np.int64), "completed optimizer steps", units="steps")
+    arrival.make_scale("step")
+    dataset("logged/name", np.empty(0, np.int32), "row of names").dims[0].attach_scale(arrival)
+    value = dataset("logged/value", np.empty(0), "the user's own scalar", units="as logged")
+    value.dims[0].attach_scale(arrival)
+    words = np.empty(0, h5py.string_dtype("utf-8", NAME_BYTES))
+    dataset("logged/names", words, "names of the user's scalars", 16).make_scale("names")
+
+
+def _dataset(
+    file: Any, name: str, data: npt.NDArray[Any], what: str, chunk: int | None = None, units: str = ""
+) -> Any:
     row = int(np.prod(data.shape[1:])) * data.dtype.itemsize
     made = file.create_dataset(
         name,
@@ -99,6 +115,8 @@ def _dataset(file: Any, name: str, data: npt.NDArray[Any], what: str, chunk: int
         chunks=(chunk or len(data) or chunk_rows(row), *(max(1, n) for n in data.shape[1:])),
     )
     made.attrs["description"] = what
+    if units:
+        made.attrs["units"] = units
     return made
 
 
@@ -111,9 +129,11 @@ def lay_out_overhead(file: Any, parts: Sequence[str]) -> None:
     """
     if "overhead" in file:
         del file["overhead"]
-    _dataset(file, "overhead/part", strings(list(parts)), "where the time went")
-    _dataset(file, "overhead/seconds", np.zeros(len(parts)), "seconds spent inside the training loop")
-    _dataset(file, "overhead/elapsed", np.zeros(1), "seconds since the tracker was attached")
+    part = _dataset(file, "overhead/part", strings(list(parts)), "where the time went")
+    part.make_scale("part")
+    what = "seconds spent inside the training loop"
+    _dataset(file, "overhead/seconds", np.zeros(len(parts)), what, units="s").dims[0].attach_scale(part)
+    _dataset(file, "overhead/elapsed", np.zeros(1), "seconds since the tracker was attached", units="s")
 
 
 def lay_out_initial(file: Any, initial: Iterable[Initial]) -> None:
@@ -150,6 +170,8 @@ def same_initial(file: Any, initial: Iterable[Initial]) -> bool:
 
 
 def _lay_out_spectra(file: Any, dataset: Any, spectra: Sequence[SpectrumKey], k: int, step: Any) -> None:
+    # To netCDF a dimension is that of its own group or one above: the same dataset under a second name.
+    file["spectra/step"] = step
     row = dataset(
         "spectra/spectrum", np.arange(len(spectra), dtype=np.int32), "one spectrum followed over the steps"
     )
@@ -163,7 +185,9 @@ def _lay_out_spectra(file: Any, dataset: Any, spectra: Sequence[SpectrumKey], k:
         "spectra/value",
         np.empty((0, len(spectra), k)),
         "singular values, descending, in the unit of the weights",
+        units=WEIGHTS,
     )
+    value.attrs["coordinates"] = " ".join(SpectrumKey._fields)
     for axis, scale in enumerate((step, row, index)):
         value.dims[axis].attach_scale(scale)
 

@@ -8,7 +8,9 @@ import filelock
 
 from zanalysis.errors import RunFileError
 
-__all__ = ["acquire", "held", "release"]
+__all__ = ["acquire", "held", "is_held", "release"]
+
+_LOCKS = Path("/proc/locks")
 
 
 def acquire(path: Path) -> filelock.BaseFileLock:
@@ -51,6 +53,30 @@ def release(lock: filelock.BaseFileLock) -> None:
     with contextlib.suppress(OSError):
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
+
+
+def is_held(path: Path) -> bool | None:
+    """Say whether a process is seen to hold the lock of a run file. The lock itself is not touched.
+
+    To try the lock would be to hold it for a moment, in which a writer that begins would be refused.
+
+    Args:
+        path: the run file.
+
+    Returns:
+        None where that cannot be seen: not on Linux, or the file's folder cannot be read. A process of another
+        machine or another container is not seen.
+    """
+    try:
+        lock = Path(f"{path.resolve()}.lock").stat()
+        lines = _LOCKS.read_text().splitlines()
+    except FileNotFoundError as error:
+        return None if error.filename == str(_LOCKS) else False
+    except OSError:
+        return None
+    # A line: number, kind, mode, access, process, major:minor:inode, from, to. On some file systems the device is
+    # not the one that a file's status names.
+    return any(line.split()[-3].rpartition(":")[2] == str(lock.st_ino) for line in lines)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from zanalysis.runfile.layout import (
 from zanalysis.runfile.overlay import Overlay
 from zanalysis.runfile.repair import check_mendable
 from zanalysis.runfile.schema import (
+    LIBVER,
     OVERHEAD_PARTS,
     SCHEMA_VERSION,
     Committed,
@@ -111,7 +112,7 @@ def create(path: Path, contents: Contents) -> Any:
     """
 
     def make(part: Path) -> None:
-        with h5py.File(part, "w", libver="latest") as new:
+        with h5py.File(part, "w", libver=LIBVER) as new:
             facts = dict(contents.attributes)
             lay_out(new, contents.series, contents.spectra, contents.k, facts, contents.parts)
             lay_out_initial(new, contents.initial)
@@ -144,7 +145,7 @@ def take_up(path: Path, contents: Contents, start: int) -> tuple[Any, dict[str, 
         block = raw.read(SUPERBLOCK_BYTES)
         overlay.write(without_marks(block, raw.seek(0, os.SEEK_END)))
         try:
-            with h5py.File(overlay, "r+", libver="latest") as file:
+            with h5py.File(overlay, "r+", libver=LIBVER) as file:
                 before = _cut(file, path, contents, start)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunFileError(f"{path} is damaged: {error}; choose another name.") from error
@@ -165,7 +166,7 @@ def _under_another_name(path: Path, make: Callable[[Path], None]) -> Any:
     file = None
     try:
         make(part)
-        file = h5py.File(part, "r+", libver="latest")
+        file = h5py.File(part, "r+", libver=LIBVER)
         file.swmr_mode = True
         part.replace(path)
     except BaseException:
@@ -190,7 +191,7 @@ def _opened(path: Path) -> Any:
     # In one stroke: between opening a file and `swmr_mode = True` it bears marks that a kill would leave there,
     # and that cannot be told from those of another program.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_LATEST)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     return h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE, access))
 

@@ -25,9 +25,10 @@ from zanalysis.runfile.tensor_reader import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray
     from torch import Tensor
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "open_run", "settings_of"]
 
 
 def open_run(path: str | os.PathLike[str]) -> "Run":
@@ -65,7 +66,7 @@ class Run:
         """
         self.path = Path(path)
         self.attributes: dict[str, Any]
-        self.attributes, self.series, self._spectra, self._raw = ask(self.path, _described)
+        self.attributes, self.series, self._spectra, self._raw = ask(self.path, settings_of)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {len(self.steps)} steps of {len(self.layers)} layers)"
@@ -189,6 +190,16 @@ class Run:
         steps: npt.NDArray[np.int64] = ask(self.path, recorded)
         return steps
 
+    def to_xarray(self) -> "xarray.Dataset":
+        """Return the run as an xarray dataset with named dimensions: see `zanalysis.to_xarray`.
+
+        Returns:
+            A variable for each metric, `[step, layer, tensor, reference]` or one dimension more.
+        """
+        from zanalysis.labelled import to_xarray
+
+        return to_xarray(self)
+
     @property
     def spectrum_keys(self) -> tuple[SpectrumKey, ...]:
         """Which spectra are recorded: layer, tensor, reference."""
@@ -253,9 +264,17 @@ class Run:
         return stacked(*ask(self.path, lambda file, _: tensors_at(file, name, layer, tensor, steps)))
 
 
-def _described(
+def settings_of(
     file: Any, _: Committed
 ) -> tuple[dict[str, Any], tuple[Series, ...], tuple[SpectrumKey, ...], tuple[str, ...]]:
+    """Read what does not change over a run.
+
+    Args:
+        file: an open run file.
+
+    Returns:
+        The attributes, the series, the spectra, and the layers of raw tensors.
+    """
     return (
         json.loads(file["attributes"][:].tobytes()),
         tuple(Series(*row) for row in _rows(file, "scalars", Series._fields)),

@@ -17,6 +17,7 @@ __all__ = [
     "EVENT",
     "EVENT_WIDTHS",
     "FORMAT",
+    "LIBVER",
     "MOST_DIMENSIONS",
     "NAME_BYTES",
     "OVERHEAD_PARTS",
@@ -37,6 +38,8 @@ __all__ = [
 
 FORMAT = "zanalysis-run"
 SCHEMA_VERSION = 1
+LIBVER = ("v110", "latest")
+"""The oldest format that SWMR can be written in, so that tools built with HDF5 1.10 still read every dataset."""
 NAME_BYTES = 128
 """Width of a logged scalar's name."""
 

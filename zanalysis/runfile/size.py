@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 
 from zanalysis.runfile.layout import lay_out
-from zanalysis.runfile.schema import OVERHEAD_PARTS, Series, SpectrumKey, TensorKey
+from zanalysis.runfile.schema import LIBVER, OVERHEAD_PARTS, Series, SpectrumKey, TensorKey
 from zanalysis.runfile.tensor_layout import lay_out_tensors
 
 __all__ = ["predicted_size"]
@@ -60,7 +60,7 @@ def predicted_size(
         >>> round(predicted_size(columns, 10_000) / 1e6)
         9
     """
-    with h5py.File(io.BytesIO(), "w", libver="latest") as file:
+    with h5py.File(io.BytesIO(), "w", libver=LIBVER) as file:
         lay_out(file, series, spectra, k, dict(attributes or {}), parts)
         lay_out_tensors(file, tensors, None)
         file.flush()

@@ -92,6 +92,7 @@ def lay_out_tensors(file: Any, keys: Sequence[TensorKey], compression: Compressi
         words = strings([getattr(key, field) for key in keys])
         dataset(field, words, len(keys), f"{field} of a raw tensor")
     step = dataset("step", np.empty(0, "<i8"), chunk_rows(8), "completed optimizer steps")
+    step.attrs["units"] = "steps"
     step.make_scale("step")
     status = dataset(
         "status", np.empty((0, len(keys)), "u1"), chunk_rows(len(keys)), "index into the attribute words"

@@ -18,7 +18,7 @@ from zanalysis.analyzers.tucker import tucker_curve
 from zanalysis.checkpoints import Checkpoint
 from zanalysis.errors import InputError, did_you_mean
 
-__all__ = ["Build", "CurveOutcome", "CurveWork", "built", "load_weights"]
+__all__ = ["Build", "CurveOutcome", "CurveWork", "built", "load_weights", "named_function"]
 
 Build = str | Callable[[], tuple[nn.Module, Evaluate]]
 
@@ -126,7 +126,7 @@ def built(build: Build) -> tuple[nn.Module, Evaluate]:
     Raises:
         InputError: if there is no such function, or it returns something else.
     """
-    answer = _function(build)()
+    answer = named_function(build)()
     if not (isinstance(answer, tuple) and len(answer) == 2):
         raise InputError(f"{build} returned {type(answer).__name__}, expected (model, evaluate).")
     model, evaluate = answer
@@ -138,7 +138,18 @@ def built(build: Build) -> tuple[nn.Module, Evaluate]:
     return model.eval(), evaluate
 
 
-def _function(build: Build) -> Callable[[], Any]:
+def named_function(build: Build) -> Callable[[], Any]:
+    """Import a function of the user's; modules in the working folder are found, too.
+
+    Args:
+        build: `"package.module:function"`, or the function itself.
+
+    Returns:
+        The function.
+
+    Raises:
+        InputError: if there is no such function.
+    """
     if not isinstance(build, str):
         if not callable(build):
             raise InputError(f"got model = {build!r}, expected 'package.module:function' or a function.")

@@ -16,11 +16,12 @@ PREDICTIONS = {
     "Lemma 1": "rank Σ a⊗b ≤ min(dim span a, dim span b)",
     "Lemma 2": "N_h = 4, N_x = 3: the span has dimension 4",
     "linear control": "a linear network spans at most N_x",
+    "greedy low-rank learning": "singular values are learned one after another, in every layer that counts",
     "second cap": "Hadamard's rank(W_l − I) ≤ p + N_y, p = 2^⌈log₂ N_x⌉",
 }
-"""What each claim of Theorem 1 predicts, in a few words."""
+"""What each claim predicts, in a few words."""
 
-RELATIONS = {"(i)": "=", "(iii)": ">", "Lemma 2": "="}
+RELATIONS = {"(i)": "=", "greedy low-rank learning": "=", "(iii)": ">", "Lemma 2": "="}
 """How what is measured is to stand to the bound, where not ≤."""
 
 Judgement = Literal["holds", "violated", "inconclusive"]

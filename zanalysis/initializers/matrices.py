@@ -1,4 +1,4 @@
-"""Initializations in the style of `torch.nn.init`: they fill a tensor in place and return it.
+"""ZerO's matrices, in the style of `torch.nn.init`: each function fills a tensor in place and returns it.
 
 The deterministic ones touch no random number generator and give the same bits on every machine:
 their entries are 0, 1 and ±c, with c rounded once, from its float64 value, to the tensor's dtype.
@@ -15,18 +15,24 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from zanalysis.errors import InputError, NotBuiltYetError
+from zanalysis.errors import InputError
 
 __all__ = [
-    "gi_",
+    "Normalization",
+    "checked_normalization",
+    "fill_hadamard",
+    "fill_partial_identity",
+    "fill_perturbed_identity",
+    "fill_zero",
+    "finite",
     "hadamard",
-    "hadamard_",
-    "partial_identity_",
-    "perturbed_identity_",
-    "zero_",
+    "taps",
 ]
+
+# Kept exact: entries are rounded once, from float64. Types of eight bits have a scale that only their owner knows.
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Normalization = Literal["orthonormal", "paper"]
 
@@ -78,14 +84,46 @@ def _signs(rows: int, columns: int, device: torch.device) -> Tensor:
     return torch.cat((right, lower), 0)
 
 
-def _taps(tensor: Tensor) -> Tensor:
-    # The writable matrix that an initialization fills: the centre tap of a kernel.
+def checked_normalization(normalization: Normalization) -> Normalization:
+    """Check the name of a normalization.
+
+    Args:
+        normalization: the name.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: if it is unknown.
+    """
+    if normalization not in ("orthonormal", "paper"):
+        raise InputError(f"unknown normalization {normalization!r}; expected 'orthonormal' or 'paper'.")
+    return normalization
+
+
+def taps(tensor: Tensor) -> Tensor:
+    """Return the writable matrix that an initialization fills: the centre tap of a kernel.
+
+    Args:
+        tensor: `[P, Q]` or `[c_out, c_in, *taps]` with odd taps.
+
+    Returns:
+        `[P, Q]`, a view.
+
+    Raises:
+        InputError: if the tensor is no matrix or odd kernel, or cannot hold the result.
+    """
     if not isinstance(tensor, Tensor):
         raise InputError(f"got {type(tensor).__name__}, expected a tensor to fill in place.")
     if not tensor.dtype.is_floating_point:
         raise InputError(
             f"got dtype {tensor.dtype}, expected a floating dtype: the entries are fractions, which it would "
             "cut to whole numbers or give another meaning."
+        )
+    if tensor.dtype not in _DTYPES:
+        raise InputError(
+            f"got dtype {tensor.dtype}, whose eight bits mean something only together with a scale; initialize in "
+            "float32 or bfloat16, and convert afterwards."
         )
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
         raise InputError(
@@ -108,7 +146,19 @@ def _taps(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _number(value: Any, name: str) -> float:
+def finite(value: Any, name: str) -> float:
+    """Check a number.
+
+    Args:
+        value: what was passed.
+        name: of the argument.
+
+    Returns:
+        The number.
+
+    Raises:
+        InputError: if it is none, or not finite.
+    """
     try:
         number = math.nan if isinstance(value, str | bool) else float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -119,7 +169,7 @@ def _number(value: Any, name: str) -> float:
 
 
 @torch.no_grad()
-def partial_identity_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+def fill_partial_identity(tensor: Tensor, gain: float = 1.0) -> Tensor:
     """Fill with the partial identity I* (ZerO, Definition 1), on the centre tap of a kernel.
 
     Args:
@@ -133,19 +183,19 @@ def partial_identity_(tensor: Tensor, gain: float = 1.0) -> Tensor:
         InputError: if the gain is no finite number, or the tensor cannot be filled.
 
     Example:
-        >>> partial_identity_(torch.empty(2, 3))
+        >>> fill_partial_identity(torch.empty(2, 3))
         tensor([[1., 0., 0.],
                 [0., 1., 0.]])
     """
-    gain = _number(gain, "gain")
-    centre = _taps(tensor)
+    gain = finite(gain, "gain")
+    centre = taps(tensor)
     tensor.zero_()
     centre.diagonal().fill_(gain)
     return tensor
 
 
 @torch.no_grad()
-def hadamard_(tensor: Tensor, normalization: Normalization = "orthonormal") -> Tensor:
+def fill_hadamard(tensor: Tensor, normalization: Normalization = "orthonormal") -> Tensor:
     """Fill with c · I* H_m I*, m = ⌈log₂ P⌉ (ZerO, Algorithm 1, the case P > Q).
 
     The paper's text calls the transform orthonormal, which is `c = 2^{−m/2}`, as in its authors'
@@ -162,15 +212,14 @@ def hadamard_(tensor: Tensor, normalization: Normalization = "orthonormal") -> T
         InputError: if the normalization is unknown, or the tensor is no matrix or odd kernel.
 
     Example:
-        >>> hadamard_(torch.empty(4, 2))
+        >>> fill_hadamard(torch.empty(4, 2))
         tensor([[ 0.5000,  0.5000],
                 [ 0.5000, -0.5000],
                 [ 0.5000,  0.5000],
                 [ 0.5000, -0.5000]])
     """
-    if normalization not in ("orthonormal", "paper"):
-        raise InputError(f"unknown normalization {normalization!r}; expected 'orthonormal' or 'paper'.")
-    centre = _taps(tensor)
+    checked_normalization(normalization)
+    centre = taps(tensor)
     rows, columns = centre.shape
     # (n − 1).bit_length() is ⌈log₂ n⌉ without the rounding of a logarithm. A wide matrix, which
     # Algorithm 1 never asks for, takes the size that covers it.
@@ -184,36 +233,35 @@ def hadamard_(tensor: Tensor, normalization: Normalization = "orthonormal") -> T
 
 
 @torch.no_grad()
-def zero_(tensor: Tensor | nn.Module, normalization: Normalization = "orthonormal") -> Tensor:
+def fill_zero(tensor: Tensor, normalization: Normalization = "orthonormal") -> Tensor:
     """Fill by ZerO: Algorithm 1 for a matrix `[P, Q]`, Algorithm 2 for an odd kernel.
 
     Identity where P = Q, the partial identity where P < Q, the Hadamard transform where P > Q.
 
     Args:
         tensor: `[P, Q]` or `[c_out, c_in, *taps]` with odd taps.
-        normalization: of the Hadamard transform, see `hadamard_`.
+        normalization: of the Hadamard transform, see `fill_hadamard`.
 
     Returns:
         The tensor.
 
     Raises:
-        NotBuiltYetError: for a whole module.
+        InputError: if the normalization is unknown, or the tensor is no matrix or odd kernel.
 
     Example:
-        >>> zero_(torch.empty(2, 2))
+        >>> fill_zero(torch.empty(2, 2))
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    if isinstance(tensor, nn.Module):
-        raise NotBuiltYetError("initializers.zero_(module)")
-    centre = _taps(tensor)
+    checked_normalization(normalization)
+    centre = taps(tensor)
     if centre.shape[0] > centre.shape[1]:
-        return hadamard_(tensor, normalization)
-    return partial_identity_(tensor)
+        return fill_hadamard(tensor, normalization)
+    return fill_partial_identity(tensor)
 
 
 @torch.no_grad()
-def perturbed_identity_(tensor: Tensor, std: float, generator: Generator | None = None) -> Tensor:
+def fill_perturbed_identity(tensor: Tensor, std: float, generator: Generator | None = None) -> Tensor:
     """Fill with I* + μ, μ_ij ~ N(0, std²) (ZerO, Theorem 1 (i)).
 
     Args:
@@ -227,52 +275,13 @@ def perturbed_identity_(tensor: Tensor, std: float, generator: Generator | None 
     Raises:
         InputError: if std is not a positive number, or the tensor cannot be filled.
     """
-    std = _number(std, "std")
+    std = finite(std, "std")
     if std <= 0:
         raise InputError(f"got std = {std!r}, expected a positive number.")
-    centre = _taps(tensor)
-    tensor.normal_(0.0, std, generator=generator)
+    centre = taps(tensor)
+    if generator is None or tensor.is_meta:
+        tensor.normal_(0.0, std, generator=generator)
+    else:
+        tensor.copy_(torch.empty_like(tensor, device=generator.device).normal_(0.0, std, generator=generator))
     centre.diagonal().add_(1.0)
     return tensor
-
-
-@torch.no_grad()
-def gi_(
-    model: nn.Module,
-    kind: Literal["standard", "hadamard"] = "standard",
-    normalization: Normalization = "orthonormal",
-) -> nn.Module:
-    """Initialize the linear layers of a perceptron by one of the two GI-Inits of ZerO's Figure 3.
-
-    Standard: every matrix is the partial identity. Hadamard: those that increase the dimension are
-    the Hadamard transform instead, `W_1 = H I*` of Theorem 1 (iii). Biases become zero.
-
-    Args:
-        model: a module whose only parameters are those of `nn.Linear` layers.
-        kind: ``"standard"`` or ``"hadamard"``.
-        normalization: of the Hadamard transform, see `hadamard_`.
-
-    Returns:
-        The model.
-
-    Raises:
-        InputError: if the kind is unknown, or the model has a parameter outside its linear layers.
-    """
-    if kind not in ("standard", "hadamard"):
-        raise InputError(f"unknown kind {kind!r}; expected 'standard' or 'hadamard'.")
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    known = {id(parameter) for module in linear for parameter in module.parameters()}
-    foreign = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
-    if foreign or not linear:
-        raise InputError(
-            "GI-Init is defined for perceptrons of nn.Linear layers; "
-            + (f"{foreign[0]!r} belongs to another layer." if foreign else "this model has none.")
-        )
-    for module in linear:
-        if kind == "hadamard":
-            zero_(module.weight, normalization)
-        else:
-            partial_identity_(module.weight)
-        if module.bias is not None:
-            module.bias.zero_()
-    return model

@@ -1,23 +1,24 @@
-"""Figures: tables of runs in, matplotlib Axes out. Legible in print and on a screen."""
+"""Figure 3 of the ZerO paper: the rank of the hidden matrix over training, and what bounds it."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from zanalysis.errors import InputError
+from zanalysis.figures.canvas import sheet
+from zanalysis.figures.files import save_figure
+from zanalysis.figures.sources import labelled
 from zanalysis.runfile.reader import Run, open_run
 from zanalysis.verify.perceptron import Perceptron
 from zanalysis.verify.theorem1 import SPAN
 
-__all__ = ["figure_3", "save_figure_3"]
+__all__ = ["figure_3", "panels_of_figure_3", "save_figure_3"]
 
 Source = Run | str | os.PathLike[str]
 
@@ -28,7 +29,7 @@ _NAMES = {
     "hadamard": "Hadamard",
     "random": "random (Kaiming)",
 }
-_LAYOUT: dict[str, Any] = {"figsize": (11, 4.8), "layout": "constrained"}
+_SIZE = (11.0, 4.8)
 _COLORS = {"identity": "C0", "hadamard": "C3", "random": "C2"}
 
 
@@ -75,7 +76,7 @@ def figure_3(
     Args:
         left_runs: runs that start at the partial identity, or their paths.
         right_runs: runs of one width, or their paths.
-        axes: two Axes to draw into; a new figure if None.
+        axes: two Axes to draw into; a new figure, which pyplot does not know, if None.
 
     Returns:
         The left and the right Axes.
@@ -89,8 +90,8 @@ def figure_3(
         raise InputError("Figure 3 needs at least one run for each panel.")
     left.sort(key=lambda network: max(network.widths))
     if axes is None:
-        with sns.axes_style("whitegrid"):
-            axes = plt.figure(**_LAYOUT).subplots(1, 2)
+        with sheet(*_SIZE) as figure:
+            axes = list(figure.subplots(1, 2))
     one, two = axes
     _left_panel(one, left)
     _right_panel(two, right)
@@ -99,6 +100,35 @@ def figure_3(
     one.set_ylabel(f"rank {_subject(left)}")
     two.set_ylabel(f"rank {_subject(right)}, span of activations")
     return one, two
+
+
+def panels_of_figure_3(runs: Sequence[Source]) -> tuple[list[Run], list[Run]]:
+    """Sort runs into the panels of Figure 3.
+
+    Args:
+        runs: runs of several initializations and widths, or their paths, or folders of such.
+
+    Returns:
+        Those that start at the partial identity, and those of the largest width.
+
+    Raises:
+        InputError: if there is none that Figure 3 shows.
+    """
+    opened = [one for _, one in labelled(list(runs)) if isinstance(one, Run)]
+    drawn = [
+        run
+        for run in opened
+        if run.attributes.get("user", {}).get("initialization", "random") in _NAMES
+        and run.attributes.get("layers")
+    ]
+    networks = [Perceptron(run) for run in drawn]
+    left = [network.run for network in networks if _kind(network) == "identity"]
+    if not left:
+        raise InputError(
+            "no run starts at the partial identity, whose widths Figure 3 compares; pass such a run too."
+        )
+    largest = max(max(network.widths) for network in networks)
+    return left, [network.run for network in networks if max(network.widths) == largest]
 
 
 def save_figure_3(
@@ -114,12 +144,7 @@ def save_figure_3(
     Raises:
         InputError: if a panel has no run, or a run has no recorded rank against the identity.
     """
-    # A figure that pyplot does not know needs no display.
-    figure = Figure(**_LAYOUT)
-    with sns.axes_style("whitegrid"):
-        axes = figure.subplots(1, 2)
-    figure_3(left_runs, right_runs, axes)
-    figure.savefig(path, dpi=160)
+    save_figure(figure_3(left_runs, right_runs), path, overwrite=True)
 
 
 def _subject(networks: Sequence[Perceptron]) -> str:
