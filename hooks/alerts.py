@@ -114,6 +114,9 @@ def nonfinite(layers: Selection = None, *, on_alert: OnAlert | None = None) -> A
     Returns:
         The alert. It looks at every tensor and metric that is recorded.
 
+    Raises:
+        InputError: when the tracker is made: if a layer is not recorded.
+
     Example:
         >>> nonfinite().name
         'nonfinite'
@@ -214,6 +217,9 @@ def stable_rank_above(
 
     Returns:
         The alert; ``value("stable_rank", above=bound, reference=None)``.
+
+    Raises:
+        InputError: if the bound is no number; when the tracker is made: if stable rank or a layer is not recorded.
 
     Example:
         >>> stable_rank_above(8).name

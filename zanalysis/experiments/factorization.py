@@ -154,7 +154,7 @@ def initial_factors(system: Factorization) -> list[Array]:
         system: what is learned.
 
     Returns:
-        The factors, `W_1` first.
+        The factors, `W_1` first: `[width, columns]` to `[rows, width]`.
 
     Raises:
         InputError: if the start is unknown, or the depth no whole number of 1 or more.
@@ -219,6 +219,9 @@ def descend(system: Factorization, recorded: Callable[[int], bool]) -> Descent:
 
     Returns:
         The record.
+
+    Raises:
+        InputError: if the system is not one that can be trained.
     """
     factors = initial_factors(system)
     steps, kept = [0], [tuple(factors)]
@@ -257,6 +260,10 @@ def train(
 
     Returns:
         The path.
+
+    Raises:
+        InputError: if the system is not one that can be trained.
+        RunFileError: if the run file is there already and may not be replaced.
     """
     factors = [torch.from_numpy(factor) for factor in initial_factors(system)]
     layers = [nn.Linear(f.shape[1], f.shape[0], bias=False, dtype=torch.float64) for f in factors]

@@ -55,6 +55,9 @@ def table_3(results: Results, axes: Axes | None = None) -> Axes:
 
     Returns:
         The Axes, see `table_2`.
+
+    Raises:
+        InputError: as for `table_2`.
     """
     return table_2(results, axes)
 

@@ -46,6 +46,9 @@ def fixup_(
 
     Returns:
         A report.
+
+    Raises:
+        InputError: if the branches or the layers that it needs are not found, or a name that was given is unknown.
     """
     parts, assumed = survey(model, attention)
     branches = find_branches(model, last)
@@ -100,6 +103,9 @@ def rezero_(
 
     Returns:
         A report.
+
+    Raises:
+        InputError: if the branches or their multipliers are not found, or a name that was given is unknown.
     """
     return _scaled(model, "ReZero", 0.0, None, mode, attention, generator)
 

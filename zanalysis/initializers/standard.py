@@ -44,6 +44,9 @@ def kaiming_(
     Returns:
         A report.
 
+    Raises:
+        InputError: if an option is not what was expected.
+
     Example:
         >>> kaiming_(nn.Linear(8, 4)).rules()
         {'weight': 'N(0, 2/fan_in)', 'bias': '0'}
@@ -85,6 +88,9 @@ def xavier_(
 
     Returns:
         A report.
+
+    Raises:
+        InputError: if an option is not what was expected.
 
     Example:
         >>> xavier_(nn.Linear(8, 4), gain=2).rules()["weight"]

@@ -1,4 +1,8 @@
-"""Learning from zero weights: zeroed layers, and the noise that lets an all-zero network begin."""
+"""Learning from zero weights: zeroed layers, and the noise that lets an all-zero network begin.
+
+Source: the published code of "Deep Learning with Zero Initialization: Revisiting Symmetry Breaking and Gradient Flow"
+(Seo, preprint, researchsquare.com rs-4890533).
+"""
 
 from torch import Generator, nn
 
@@ -24,6 +28,9 @@ def zeros_(model: nn.Module, layers: Layers = None, *, weights_only: bool = Fals
 
     Returns:
         A report of what was set.
+
+    Raises:
+        InputError: if a layer is unknown.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -55,6 +62,9 @@ def all_constant_(model: nn.Module, *, generator: Generator | None = None) -> Re
 
     Returns:
         A report.
+
+    Raises:
+        InputError: if the model cannot be initialized, such as one whose weights are not loaded yet.
     """
     return _silent(model, "all-constant", False, generator)
 
@@ -71,6 +81,9 @@ def all_zero_(model: nn.Module, *, generator: Generator | None = None) -> Report
 
     Returns:
         A report.
+
+    Raises:
+        InputError: as for `all_constant_`.
     """
     return _silent(model, "all-zero", True, generator)
 
