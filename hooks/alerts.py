@@ -115,7 +115,7 @@ def nonfinite(layers: Selection = None, *, on_alert: OnAlert | None = None) -> A
         The alert. It looks at every tensor and metric that is recorded.
 
     Raises:
-        InputError: if no layer has a name that is given, when the tracker is made.
+        InputError: when the tracker is made: if a layer is not recorded.
 
     Example:
         >>> nonfinite().name
@@ -219,7 +219,7 @@ def stable_rank_above(
         The alert; ``value("stable_rank", above=bound, reference=None)``.
 
     Raises:
-        InputError: if the bound is no number; where no stable rank is recorded, when the tracker is made.
+        InputError: if the bound is no number; when the tracker is made: if stable rank or a layer is not recorded.
 
     Example:
         >>> stable_rank_above(8).name

@@ -25,6 +25,10 @@ NOT_RUN = {
     "zanalysis verify theorem1 --data mnist": "a data set that is not bundled, and minutes",
     "zanalysis verify theorem1 --network notebook": "minutes",
     "zanalysis analyze checkpoints/ --workers": "Dask workers of its own; see test_sweep_dask",
+    "zanalysis experiment table-3": "minutes; see test_experiments",
+    "zanalysis experiment table-2 --scale paper": "the authors' data, and a GPU",
+    "zanalysis experiment zero-weights": "minutes",
+    "zanalysis figure 5 runs/figure-6-small": "an experiment of minutes; see test_cli_figure",
     "zanalysis watch run.h5 --web": "serves until it is told to stop",
 }
 

@@ -154,7 +154,7 @@ def initial_factors(system: Factorization) -> list[Array]:
         system: what is learned.
 
     Returns:
-        The factors, `W_1` `[width, columns]` first, the last `[rows, width]`; float64.
+        The factors, `W_1` first: `[width, columns]` to `[rows, width]`.
 
     Raises:
         InputError: if the start is unknown, or the depth no whole number of 1 or more.
@@ -221,7 +221,7 @@ def descend(system: Factorization, recorded: Callable[[int], bool]) -> Descent:
         The record.
 
     Raises:
-        InputError: if the start is unknown, or the depth no whole number of 1 or more.
+        InputError: if the system is not one that can be trained.
     """
     factors = initial_factors(system)
     steps, kept = [0], [tuple(factors)]
@@ -262,7 +262,8 @@ def train(
         The path.
 
     Raises:
-        InputError: if the start is unknown, or the depth no whole number of 1 or more.
+        InputError: if the system is not one that can be trained.
+        RunFileError: if the run file is there already and may not be replaced.
     """
     factors = [torch.from_numpy(factor) for factor in initial_factors(system)]
     layers = [nn.Linear(f.shape[1], f.shape[0], bias=False, dtype=torch.float64) for f in factors]

@@ -52,7 +52,7 @@ def figure_2(
         layers: names, globs, patterns or predicates; None for every matrix.
         reference: what is subtracted below: ``"identity"``, α·I*, or ``"init"``, the weights at the start.
         block: N_x; the columns of the first matrix if None.
-        axes: twice as many as matrices, the upper ones first; a new figure if None.
+        axes: twice as many as matrices `[rows, columns]`, the upper ones first; a new figure if None.
 
     Returns:
         The Axes, row by row; each shows one matrix `[rows, columns]`.

@@ -57,7 +57,7 @@ def table_3(results: Results, axes: Axes | None = None) -> Axes:
         The Axes, see `table_2`.
 
     Raises:
-        InputError: as `table_2`.
+        InputError: as for `table_2`.
     """
     return table_2(results, axes)
 

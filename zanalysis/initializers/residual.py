@@ -48,7 +48,7 @@ def fixup_(
         A report.
 
     Raises:
-        InputError: if no layer has a name that is given, or a parameter cannot be filled.
+        InputError: if the branches or the layers that it needs are not found, or a name that was given is unknown.
     """
     parts, assumed = survey(model, attention)
     branches = find_branches(model, last)
@@ -105,7 +105,7 @@ def rezero_(
         A report.
 
     Raises:
-        InputError: if the model has no scalar multiplier, or a parameter cannot be filled.
+        InputError: if the branches or their multipliers are not found, or a name that was given is unknown.
     """
     return _scaled(model, "ReZero", 0.0, None, mode, attention, generator)
 

@@ -45,7 +45,7 @@ def kaiming_(
         A report.
 
     Raises:
-        InputError: if an argument is none of those, or a parameter cannot be filled.
+        InputError: if an option is not what was expected.
 
     Example:
         >>> kaiming_(nn.Linear(8, 4)).rules()
@@ -90,7 +90,7 @@ def xavier_(
         A report.
 
     Raises:
-        InputError: if an argument is none of those, or a parameter cannot be filled.
+        InputError: if an option is not what was expected.
 
     Example:
         >>> xavier_(nn.Linear(8, 4), gain=2).rules()["weight"]

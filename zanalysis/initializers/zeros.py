@@ -1,7 +1,7 @@
 """Learning from zero weights: zeroed layers, and the noise that lets an all-zero network begin.
 
-Source: Seo, "Deep Learning with Zero Initialization: Revisiting Symmetry Breaking and Gradient Flow", preprint, and its
-published code.
+Source: the published code of "Deep Learning with Zero Initialization: Revisiting Symmetry Breaking and Gradient Flow"
+(Seo, preprint, researchsquare.com rs-4890533).
 """
 
 from torch import Generator, nn
@@ -30,7 +30,7 @@ def zeros_(model: nn.Module, layers: Layers = None, *, weights_only: bool = Fals
         A report of what was set.
 
     Raises:
-        InputError: if no layer has a name that is given, or a parameter cannot be filled.
+        InputError: if a layer is unknown.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -64,7 +64,7 @@ def all_constant_(model: nn.Module, *, generator: Generator | None = None) -> Re
         A report.
 
     Raises:
-        InputError: if a parameter cannot be filled, as on the meta device.
+        InputError: if the model cannot be initialized, such as one whose weights are not loaded yet.
     """
     return _silent(model, "all-constant", False, generator)
 
@@ -83,7 +83,7 @@ def all_zero_(model: nn.Module, *, generator: Generator | None = None) -> Report
         A report.
 
     Raises:
-        InputError: if a parameter cannot be filled, as on the meta device.
+        InputError: as for `all_constant_`.
     """
     return _silent(model, "all-zero", True, generator)
 
