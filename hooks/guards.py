@@ -121,7 +121,10 @@ def _matmul_precision() -> str:
 @contextmanager
 def cpu_by_default() -> Iterator[None]:
     """Make tensors on the host where no device is named, whatever default the training has set."""
-    default = torch.get_default_device()
+    try:
+        default = torch.get_default_device()
+    except AttributeError:  # torch 2.6 cannot tell after set_default_device(None), which is the host
+        default = torch.device("cpu")
     if default.type == "cpu":
         yield
         return

@@ -439,3 +439,15 @@ def test_a_probe_runs_the_model_with_the_default_device_of_the_training(mlp):
     finally:
         torch.set_default_device(None)
     assert seen == {"meta"}
+
+
+def test_a_torch_that_cannot_tell_its_default_device_means_the_host(monkeypatch):
+    # torch 2.6 after set_default_device(None).
+    def unknown():
+        raise AttributeError("'NoneType' object has no attribute 'type'")
+
+    monkeypatch.setattr(torch, "get_default_device", unknown)
+    model = nn.Linear(4, 3)
+    with RankTracker(model, metrics="rank") as tracker:
+        tracker.step()
+    assert tracker.table()["value"].tolist() == [3, 3]
