@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 from torch import Tensor
 
 from zanalysis.analyzers.shared_products import lower_gram
@@ -44,8 +43,6 @@ NEGLIGIBLE = 1e-2
 """A singular value below this share of τ counts as zero in the margin."""
 
 MOST_SOLVES = 40
-LDL_BLOCK = 64
-"""Columns of LAPACK's workspace; at 32, its own choice, the factorization takes a third longer."""
 SMALL_SHARE = 6
 """A range finder may have at most this fraction of the shorter side as its rank."""
 
@@ -147,14 +144,13 @@ def _count_of_gram(
     # Takes the Gram matrix over. How many lie above, what lies nearest, and the solver.
     size = shifted.shape[0]
     shifted.diagonal().sub_(tau**2)
-    # The lower triangle of rows is the upper one of columns, which LAPACK factors in place.
-    factors, pivots, info = lapack.dsytrf(shifted.numpy().T, lower=0, lwork=LDL_BLOCK * size, overwrite_a=1)
-    if info != 0:
+    factors, pivots, info = torch.linalg.ldl_factor_ex(shifted)
+    if int(info) != 0:
         return None
-    above, below = _inertia(factors, pivots)
+    above, below = _inertia(factors.numpy(), pivots.numpy())
 
     def solve(b: Any) -> Any:
-        return lapack.dsytrs(factors, pivots, b, lower=0)[0]
+        return torch.linalg.ldl_solve(factors, pivots, torch.from_numpy(b)[:, None])[:, 0].numpy()
 
     nearest = _nearest(solve, size, tau, (above > 0, below > 0), margin)
     if nearest is None or nearest.distance <= doubt:
