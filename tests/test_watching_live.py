@@ -21,8 +21,9 @@ pytestmark = pytest.mark.slow
 TRAINING_SCRIPT = Path(__file__).parent / "watched_training.py"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+# The size is the terminal's own: pytest's workers give theirs to whatever they start.
 ENVIRONMENT = {
-    **os.environ,
+    **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": os.pathsep.join(sys.path),
     "LANG": "C.UTF-8",
@@ -145,7 +146,7 @@ def test_the_terminal_through_the_life_of_a_run(train, tmp_path):
     path = tmp_path / "run.h5"
     terminal = Terminal(path, tmp_path, 110, 34)
     try:
-        terminal.until(r"run\.h5 +waiting \(.* is not there yet\)")
+        terminal.until(r"run\.h5 +waiting\s+\(")  # a long path is wrapped
         training = train(path, 100_000, 0.01)
         terminal.until(
             r"run\.h5 +training\n *step [\d,]+ +records [\d,]+ +rate [\d.]+ steps/s +last record \d+ s ago"
@@ -304,7 +305,8 @@ def test_the_page_through_the_life_of_a_run(start, train, page, faults, tmp_path
     read(r"run\.h5 waiting \(.* is not there yet\)")
     training = train(path, 100_000, 0.01)
     read(r"run\.h5 training")
-    rows = until(lambda: len(found := page.evaluate(ROWS)) == 6 and found)
+    # At step 0 nothing has moved yet.
+    rows = until(lambda: len(found := page.evaluate(ROWS)) == 6 and found[1][1] != "0" and found)
     assert rows[1][:2] == ["0 · weight − init", "12"]
     before = rows[0][4]
     until(lambda: page.evaluate(ROWS)[0][4] != before)  # without reloading
